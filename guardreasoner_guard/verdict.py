@@ -1,0 +1,80 @@
+"""The verdict: what the guard found, why, and what the policy made of it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Task = Literal["request", "completion", "response"]
+"""The three questions of the method: is the request harmful, does the answer refuse, is the answer harmful."""
+
+TASKS: tuple[Task, ...] = ("request", "completion", "response")
+
+LABELS: dict[Task, tuple[str, str]] = {
+    "request": ("harmful", "unharmful"),
+    "completion": ("refusal", "compliance"),
+    "response": ("harmful", "unharmful"),
+}
+"""The words each task may be answered with; the first is the positive class of the benchmarks."""
+
+Outcome = Literal["verdict", "failure", "timeout"]
+Mode = Literal["direct", "reasoned"]
+
+
+class ReasoningStep(BaseModel):
+    """One step of the model's reasoning."""
+
+    model_config = ConfigDict(frozen=True)
+
+    task: int = Field(ge=1)
+    """1 = request, 2 = completion, 3 = response (a published model may count further)."""
+    number: int = Field(ge=1)
+    text: str
+
+
+class Usage(BaseModel):
+    """What one check cost."""
+
+    model_config = ConfigDict(frozen=True)
+
+    prompt_tokens: int = 0
+    """Tokens the model read for this check (what was kept from an earlier one is not counted)."""
+    generated_tokens: int = 0
+    latency_ms: float = 0.0
+
+
+class Verdict(BaseModel):
+    """The outcome of one check.
+
+    A label that was not asked for is None. `blocked` is what the policy made of the labels;
+    the labels themselves are always the model's.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    request: str | None = None
+    """harmful | unharmful"""
+    completion: str | None = None
+    """refusal | compliance"""
+    response: str | None = None
+    """harmful | unharmful"""
+    blocked: bool
+    outcome: Outcome = "verdict"
+    """failure and timeout mean that no judgement was reached; see `error`."""
+    reasons: str
+    """One line in plain words: why it was blocked, or why it was not."""
+    reasoning: tuple[ReasoningStep, ...] = ()
+    scores: dict[Task, float] = Field(default_factory=dict)
+    """Probability of the positive class (harmful, refusal, harmful) for each label that was scored."""
+    mode: Mode = "direct"
+    consistent: bool = True
+    """False when the direct score and the reasoned answer disagree on a label; `by_reasoning` holds the latter's."""
+    by_reasoning: dict[Task, str] = Field(default_factory=dict)
+    """The labels the written answer ended with, where one was written."""
+    windows: int = 1
+    """How many windows a long text was judged in; the worst decides."""
+    error: str | None = None
+    """What went wrong, when `outcome` is not `verdict`."""
+    model: str = ""
+    usage: Usage = Usage()

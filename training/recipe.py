@@ -1,0 +1,99 @@
+"""A recipe: everything a training run depends on, read from TOML; unknown keys are refused."""
+
+from __future__ import annotations
+
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from guardreasoner_guard.errors import BadInput
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Source(_Table):
+    """One file of seed rows and how much of it to take."""
+
+    file: str
+    """Path below the data folder."""
+    take: int = Field(default=1_000_000, gt=0)
+    """At most so many rows, drawn by the recipe's seed."""
+    tasks: tuple[str, ...] = ("request", "completion", "response")
+    """Labels to teach from this source; the others are ignored."""
+    reasoned: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of rows taught with reasoning: their own where they bring it, else a teacher's."""
+
+
+class Data(_Table):
+    """Which seeds, and how long a row may be."""
+
+    sources: tuple[Source, ...]
+    languages: tuple[str, ...] = ("en",)
+    max_request_tokens: int = 256
+    """Longer requests are left out and counted: their point may stand at the end."""
+    crop_response_tokens: int = 128
+    """Responses are taught by their beginning; what is cut is counted."""
+
+
+class Sft(_Table):
+    """Reasoning supervised fine-tuning. `trainer` goes to trl.SFTConfig untouched."""
+
+    base: str
+    """Hub id or folder of the base model; `folder/file.gguf` loads a GGUF file."""
+    template: str = "short/1"
+    dtype: str = "bfloat16"
+    train_embeddings: bool = False
+    frozen_layers: int = Field(default=0, ge=0)
+    """So many layers from the bottom keep the base's weights, which saves their backward pass."""
+    label_weight: float = 32.0
+    """Weight of a label's token against a token of reasoning, of which there are many more."""
+    trainer: dict[str, Any] = {}
+
+
+class Export(_Table):
+    """From a torch checkpoint to a model directory."""
+
+    precision: str = "int8"
+    max_logit_error: float = 1.0
+    """Largest mean absolute difference of a label's log-odds from the torch model's that is accepted."""
+
+
+class Recipe(_Table):
+    """One training run."""
+
+    name: str
+    seed: int = 0
+    data: Data
+    sft: Sft
+    export: Export = Export()
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """Reads a recipe that ships with the package (`bundled`, `tiny`) or a TOML file.
+
+    Raises:
+        BadInput: There is no such recipe, or it holds a key or value that is not known.
+    """
+    path = Path(name_or_path)
+    if path.suffix == ".toml":
+        source = path
+    else:
+        source = Path(str(resources.files(__package__) / "recipes" / f"{name_or_path}.toml"))
+    try:
+        return Recipe.model_validate(tomllib.loads(source.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise BadInput(
+            f"There is no recipe {name_or_path!r}. Name one that ships (bundled, tiny) or a .toml file."
+        ) from error
+    except (tomllib.TOMLDecodeError, ValidationError) as error:
+        raise BadInput(f"Recipe {source}: {error}. Mend the file.") from error
