@@ -1,0 +1,310 @@
+"""The guard: checks what goes in and what comes out of any LangChain runnable, agent or tool."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
+from pydantic import ConfigDict, PrivateAttr
+
+from .engine import Engine
+from .errors import BadInput, Blocked, GuardTimeout
+from .exchange import Exchange, read_exchange
+from .judge import Judge, Judgement, Reasoning
+from .model_dir import Manifest, open_model
+from .policy import Policy, reasons
+from .verdict import TASKS, Task, Usage, Verdict
+
+if TYPE_CHECKING:
+    from .guarded import Guarded
+    from .onnx_engine import Device
+
+OnFailure = Literal["block", "pass", "raise"]
+Tool = TypeVar("Tool")
+
+SCRIPTED_MANIFEST = Manifest(
+    name="scripted", template="short/1", precision="none", label_tokens={}, end_token=0, decides="score", files={}
+)
+"""Used for an engine that brings no model directory."""
+
+
+class GuardReasonerGuard(RunnableSerializable[Any, Any]):
+    """A guard model that reasons before it judges, as a LangChain Runnable.
+
+    Alone it passes its input through or raises `Blocked`: `guard | prompt | llm`. `wrap` puts it around a
+    runnable, `tool` around a function or tool; `check` just judges. It fails closed: what cannot be judged
+    is blocked, with an outcome that tells a failure and a timeout from a verdict.
+
+    Args:
+        model: `bundled`, the path of an exported model directory, a hub id, or an Engine.
+        reasoning: `adaptive` reasons in doubt and for what would be blocked, `always`, or `never`.
+        policy: What is blocked and what a caller gets instead.
+        device: `auto`, `cpu` or `cuda`.
+        on_failure: What follows when no judgement was reached: `block`, `pass`, or `raise` the error.
+        timeout: Seconds one check may take, waiting for its turn included; None = no limit.
+        max_characters: Longest text that is accepted; a longer one is a BadInput, never cut.
+
+    Raises:
+        BadModelDir: The model is missing or damaged.
+        DeviceUnavailable: CUDA was asked for and is not there.
+        MissingExtra: ONNX Runtime is not installed.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    model: Any = "bundled"
+    reasoning: Reasoning = "adaptive"
+    policy: Policy = Policy()
+    device: str = "auto"
+    on_failure: OnFailure = "block"
+    timeout: float | None = None
+    max_characters: int = 200_000
+
+    _judge: Judge = PrivateAttr()
+    _threads: ThreadPoolExecutor = PrivateAttr()
+
+    def __init__(
+        self,
+        model: str | Path | Engine = "bundled",
+        *,
+        reasoning: Reasoning = "adaptive",
+        policy: Policy | None = None,
+        device: Device = "auto",
+        on_failure: OnFailure = "block",
+        timeout: float | None = None,
+        max_characters: int = 200_000,
+    ) -> None:
+        super().__init__(
+            model=model,
+            reasoning=reasoning,
+            policy=policy or Policy(),
+            device=device,
+            on_failure=on_failure,
+            timeout=timeout,
+            max_characters=max_characters,
+        )
+        if isinstance(model, (str, Path)):
+            from .onnx_engine import OnnxEngine
+
+            directory = open_model(model)
+            engine: Engine = OnnxEngine(directory, device)
+            manifest = directory.manifest
+        else:
+            engine, manifest = model, SCRIPTED_MANIFEST
+        self._judge = Judge(engine, manifest)
+        self._threads = ThreadPoolExecutor(engine.concurrency, thread_name_prefix="guard")
+
+    # -- judging ------------------------------------------------------------------------------
+
+    def check(
+        self, request: Any, response: str | None = None, *, history: Sequence[tuple[str, str]] | None = None
+    ) -> Verdict:
+        """Judges a request, or an exchange, and never raises for what it finds.
+
+        Args:
+            request: str, messages, dict or PromptValue.
+            response: What was answered; its two labels are None without it.
+            history: Earlier (role, text) turns.
+
+        Raises:
+            BadInput: There is nothing to judge, or more than `max_characters`.
+            GuardError: Judging failed and `on_failure` is `raise`.
+        """
+        return self._verdicts([self._read(request, response, history)])[0]
+
+    async def acheck(
+        self, request: Any, response: str | None = None, *, history: Sequence[tuple[str, str]] | None = None
+    ) -> Verdict:
+        """`check` without blocking the event loop; cancelling it stops the model."""
+        return (await self._averdicts([self._read(request, response, history)]))[0]
+
+    def check_many(self, exchanges: Iterable[Any]) -> list[Verdict]:
+        """Judges many exchanges, answered in order; reasoning is written in batches.
+
+        Args:
+            exchanges: Each a request, or a (request, response or None) pair.
+        """
+        return self._verdicts([self._read_one(item) for item in exchanges])
+
+    async def acheck_many(self, exchanges: Iterable[Any]) -> list[Verdict]:
+        """`check_many` without blocking the event loop."""
+        return await self._averdicts([self._read_one(item) for item in exchanges])
+
+    # -- as a Runnable ------------------------------------------------------------------------
+
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """Returns the input unchanged, or raises `Blocked`."""
+        return self._call_with_config(lambda value: self._pass(value, self.check(value)), input, config)
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """Returns the input unchanged, or raises `Blocked`."""
+
+        async def checked(value: Any) -> Any:
+            return self._pass(value, await self.acheck(value))
+
+        return await self._acall_with_config(checked, input, config)
+
+    def batch(
+        self,
+        inputs: list[Any],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any | None,
+    ) -> list[Any]:
+        """`invoke` for many inputs, judged as one batch."""
+        return self._batch_with_config(self._checked_batch, inputs, config, return_exceptions=return_exceptions)
+
+    async def abatch(
+        self,
+        inputs: list[Any],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any | None,
+    ) -> list[Any]:
+        """`ainvoke` for many inputs, judged as one batch."""
+
+        async def checked(values: list[Any]) -> list[Any]:
+            verdicts = await self._averdicts([self._read(value, None, None) for value in values])
+            return [self._pass_or_error(value, verdict) for value, verdict in zip(values, verdicts, strict=True)]
+
+        return await self._abatch_with_config(checked, inputs, config, return_exceptions=return_exceptions)
+
+    def _checked_batch(self, values: list[Any]) -> list[Any]:
+        verdicts = self._verdicts([self._read(value, None, None) for value in values])
+        return [self._pass_or_error(value, verdict) for value, verdict in zip(values, verdicts, strict=True)]
+
+    def _pass(self, value: Any, verdict: Verdict) -> Any:
+        if verdict.blocked:
+            raise Blocked(verdict)
+        return value
+
+    def _pass_or_error(self, value: Any, verdict: Verdict) -> Any:
+        return Blocked(verdict) if verdict.blocked else value
+
+    # -- around other things ------------------------------------------------------------------
+
+    def wrap(self, runnable: Runnable[Any, Any] | Callable[..., Any], *, beside: bool = False) -> Guarded:
+        """Guards a runnable: its input before the call, its output before it leaves.
+
+        Args:
+            runnable: A chain, chatbot or agent, or anything LangChain makes a Runnable of.
+            beside: Check the input while the call is under way, which is cancelled (async) or whose result
+                is thrown away (sync) when the check blocks. Not for calls with side effects.
+        """
+        from .guarded import Guarded
+
+        return Guarded.around(self, runnable, beside=beside)
+
+    def tool(self, tool: Tool) -> Tool:
+        """Guards a function or a LangChain tool: its arguments before it runs, its result before it returns."""
+        from .decorator import guarded
+
+        return guarded(self)(tool)
+
+    # -- inside -------------------------------------------------------------------------------
+
+    def _read_one(self, item: Any) -> Exchange:
+        if isinstance(item, tuple) and len(item) == 2 and (item[1] is None or isinstance(item[1], str)):
+            return self._read(item[0], item[1], None)
+        return self._read(item, None, None)
+
+    def _read(self, request: Any, response: str | None, history: Sequence[tuple[str, str]] | None) -> Exchange:
+        exchange = read_exchange(request, response)
+        if history is not None:
+            exchange = exchange.model_copy(update={"history": tuple(history)})
+        length = len(exchange.request) + len(exchange.response or "") + sum(len(text) for _, text in exchange.history)
+        if length > self.max_characters:
+            raise BadInput(
+                f"The text has {length:,} characters; this guard takes {self.max_characters:,}. Raise "
+                "max_characters (the time it takes grows with the length), or judge it in parts."
+            )
+        return exchange
+
+    def _verdicts(self, exchanges: list[Exchange], tasks: Iterable[Task] = TASKS) -> list[Verdict]:
+        """Judges with what was set for failure and timeout."""
+        cancel = threading.Event()
+        start = time.perf_counter()
+        try:
+            if self.timeout is None:
+                return self._judged(exchanges, tasks, cancel, start)
+            future = self._threads.submit(self._judged, exchanges, tasks, cancel, start)
+            try:
+                return future.result(self.timeout)
+            except FutureTimeout:
+                future.cancel()
+                raise self._late() from None
+        except Exception as error:
+            return self._failed(error, exchanges, start)
+        finally:
+            cancel.set()
+
+    async def _averdicts(self, exchanges: list[Exchange], tasks: Iterable[Task] = TASKS) -> list[Verdict]:
+        cancel = threading.Event()
+        start = time.perf_counter()
+        future = self._threads.submit(self._judged, exchanges, tasks, cancel, start)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), self.timeout)
+        except asyncio.TimeoutError:
+            return self._failed(self._late(), exchanges, start)
+        except Exception as error:
+            return self._failed(error, exchanges, start)
+        finally:
+            cancel.set()
+            future.cancel()
+
+    def _judged(
+        self, exchanges: list[Exchange], tasks: Iterable[Task], cancel: threading.Event, start: float
+    ) -> list[Verdict]:
+        found = self._judge.judge(
+            exchanges, self.reasoning, tasks=tasks, blocks=self.policy.blocks, cancel=cancel
+        )
+        milliseconds = (time.perf_counter() - start) * 1000 / max(1, len(exchanges))
+        return [self._verdict(judgement, milliseconds) for judgement in found]
+
+    def _verdict(self, found: Judgement, milliseconds: float) -> Verdict:
+        return Verdict(
+            **found.labels,
+            blocked=self.policy.blocks(found.labels),
+            reasons=reasons(found.labels, self.policy, found.steps),
+            reasoning=found.steps,
+            scores=found.scores,
+            mode=found.mode,
+            consistent=found.consistent,
+            by_reasoning=found.by_reasoning,
+            windows=found.windows,
+            model=self._judge.engine.name,
+            usage=Usage(
+                prompt_tokens=found.prompt_tokens,
+                generated_tokens=found.generated_tokens,
+                latency_ms=round(milliseconds, 2),
+            ),
+        )
+
+    def _late(self) -> GuardTimeout:
+        return GuardTimeout(f"No judgement within {self.timeout} s. Raise the timeout, or use reasoning='never'.")
+
+    def _failed(self, error: Exception, exchanges: list[Exchange], start: float) -> list[Verdict]:
+        """No judgement was reached: blocked unless `on_failure` says otherwise."""
+        if self.on_failure == "raise" or isinstance(error, BadInput):
+            raise error
+        late = isinstance(error, GuardTimeout)
+        what = "Timeout" if late else "Failure"
+        done = "blocked" if self.on_failure == "block" else "passed unchecked"
+        verdict = Verdict(
+            blocked=self.on_failure == "block",
+            outcome="timeout" if late else "failure",
+            reasons=f"{what}: no judgement was reached, so it is {done}. {error}",
+            error=f"{type(error).__name__}: {error}",
+            model=self._judge.engine.name,
+            usage=Usage(latency_ms=round((time.perf_counter() - start) * 1000, 2)),
+        )
+        return [verdict] * len(exchanges)

@@ -1,0 +1,250 @@
+"""The judge: exchanges in, judgements out. Direct score first, reasoning where it is wanted.
+
+A text longer than the model's window is judged in overlapping windows; the worst decides.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from . import answer
+from .engine import Engine, Question, Scored
+from .errors import BadInput, UnreadableAnswer
+from .exchange import Exchange
+from .model_dir import Manifest
+from .template import Prompt, neutralise, template
+from .verdict import LABELS, TASKS, Mode, ReasoningStep, Task
+
+Reasoning = Literal["adaptive", "always", "never"]
+
+_OVERLAP = 64
+"""Tokens two neighbouring windows share, so that no phrase is seen only in halves."""
+_REQUEST_SHARE = 0.5
+"""Part of the window a request may fill when a response is judged with it."""
+_RETRIES = 4
+"""Answers sampled, in one batch, when the first cannot be read or explains another verdict."""
+
+
+@dataclass
+class Judgement:
+    """What the model found in one exchange."""
+
+    labels: dict[Task, str] = field(default_factory=dict)
+    scores: dict[Task, float] = field(default_factory=dict)
+    steps: tuple[ReasoningStep, ...] = ()
+    by_reasoning: dict[Task, str] = field(default_factory=dict)
+    unreadable: int = 0
+    """Written answers that lacked a label."""
+    mode: Mode = "direct"
+    windows: int = 1
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+
+    @property
+    def consistent(self) -> bool:
+        """Whether the written answer, where there is one, ends with the labels that count."""
+        return all(self.labels.get(task) == label for task, label in self.by_reasoning.items())
+
+
+@dataclass
+class _Stage:
+    """Tasks of one exchange that are asked together, over one window of its text."""
+
+    exchange: int
+    tasks: tuple[Task, ...]
+    prompt: Prompt
+    harm: float = 0.0
+    """Highest score of a label that is about harm."""
+
+
+class Judge:
+    """Asks an engine about exchanges in the words of a manifest's template.
+
+    Args:
+        engine: Runs the model.
+        manifest: Its template, thresholds and window, and which of score and reasoning decides.
+        max_tokens: Longest reasoned answer to one stage.
+    """
+
+    def __init__(self, engine: Engine, manifest: Manifest, max_tokens: int = 320) -> None:
+        self.engine = engine
+        self.manifest = manifest
+        self.max_tokens = max_tokens
+        self._template = template(manifest.template)
+
+    def judge(
+        self,
+        exchanges: Sequence[Exchange],
+        reasoning: Reasoning,
+        *,
+        tasks: Iterable[Task] = TASKS,
+        blocks: Callable[[dict[Task, str]], bool] = lambda labels: False,
+        cancel: threading.Event | None = None,
+    ) -> list[Judgement]:
+        """Judges exchanges, in order.
+
+        Args:
+            exchanges: What to judge.
+            reasoning: `never` scores only; `always` writes an answer for each; `adaptive` writes one in doubt
+                and for what would be blocked.
+            tasks: Labels that are wanted; those of a response that is not there are left out anyway.
+            blocks: Whether labels would block, for `adaptive`.
+            cancel: Set by another thread to make the engine stop.
+
+        Raises:
+            EngineError: The model could not be run.
+        """
+        wanted = set(tasks)
+        judgements = [Judgement() for _ in exchanges]
+        stages = [stage for i, exchange in enumerate(exchanges) for stage in self._stages(i, exchange, wanted)]
+        if not (reasoning == "always" and self.manifest.decides == "reasoning"):
+            for stage in stages:
+                self._score(stage, judgements[stage.exchange], cancel)
+        chosen = [s for s in self._worst(stages, judgements) if self._reasons(s, judgements, reasoning, blocks)]
+        self._explain(chosen, judgements, cancel)
+        return judgements
+
+    def _stages(self, index: int, exchange: Exchange, wanted: set[Task]) -> list[_Stage]:
+        """The prompts an exchange takes; long texts take several a stage."""
+        answered = exchange.response is not None
+        stages = []
+        for group in self._template.stages:
+            asked = tuple(t for t in group if t in wanted and (t == "request" or answered))
+            if not asked:
+                continue
+            alone = group == ("request",)
+            for request, response in self._windows(exchange, alone):
+                prompt = self._template.render(request, None if alone else response, exchange.history)
+                stages.append(_Stage(index, asked, prompt))
+        return stages
+
+    def _windows(self, exchange: Exchange, alone: bool) -> list[tuple[str, str | None]]:
+        size = self.manifest.window
+        if sum(len(neutralise(text).encode()) for _, text in exchange.history) > 4 * size:
+            raise BadInput("The history is longer than the model's window. Pass fewer earlier turns.")
+        if exchange.response is None or alone:
+            return [(part, None) for part in self.engine.split(exchange.request, size, _OVERLAP)]
+        room = int(size * _REQUEST_SHARE)
+        requests = self.engine.split(exchange.request, room, _OVERLAP)
+        # a long request is judged whole in its own stage; here its two ends, where asks stand, give the setting
+        request = requests[0] if len(requests) == 1 else self._ends(exchange.request, room)
+        if self._template.stages == (TASKS,) and len(requests) > 1:
+            first = [(part, exchange.response) for part in requests[1:]]
+        else:
+            first = []
+        return first + [(request, part) for part in self.engine.split(exchange.response, size - room, _OVERLAP)]
+
+    def _ends(self, text: str, room: int) -> str:
+        head = self.engine.split(text, room // 2, 0)[0]
+        tail = text[-len(head) :]
+        return f"{head}\n[...]\n{tail}"
+
+    def _score(self, stage: _Stage, judgement: Judgement, cancel: threading.Event | None) -> None:
+        known: dict[Task, str] = {}
+        for task in TASKS:
+            if task not in stage.tasks and not self._template.chained:
+                continue
+            prompt = stage.prompt + self._template.score_prefix(task, known)
+            scored: Scored = self.engine.score([Question(prompt, LABELS[task])], cancel)[0]
+            judgement.prompt_tokens += scored.tokens
+            probability = scored.probabilities[0]
+            known[task] = self._label(task, probability)
+            if task not in stage.tasks:
+                continue
+            if task != "completion":
+                stage.harm = max(stage.harm, probability)
+            if task not in judgement.scores or (probability > judgement.scores[task] and task != "completion"):
+                # whether an answer refuses is said at its beginning, so its first window decides that
+                judgement.scores[task] = probability
+                judgement.labels[task] = known[task]
+
+    def _label(self, task: Task, probability: float) -> str:
+        return LABELS[task][0 if probability >= self.manifest.thresholds[task] else 1]
+
+    def _worst(self, stages: list[_Stage], judgements: list[Judgement]) -> list[_Stage]:
+        """One window a stage: the only one, or that whose harm scores highest."""
+        groups: dict[tuple[int, tuple[Task, ...]], list[_Stage]] = {}
+        for stage in stages:
+            groups.setdefault((stage.exchange, stage.tasks), []).append(stage)
+        for (index, _), windows in groups.items():
+            judgements[index].windows = max(judgements[index].windows, len(windows))
+        return [max(windows, key=lambda window: window.harm) for windows in groups.values()]
+
+    def _reasons(
+        self,
+        stage: _Stage,
+        judgements: list[Judgement],
+        reasoning: Reasoning,
+        blocks: Callable[[dict[Task, str]], bool],
+    ) -> bool:
+        if reasoning != "adaptive":
+            return reasoning == "always"
+        judgement = judgements[stage.exchange]
+        if blocks({task: judgement.labels[task] for task in stage.tasks}):
+            return True
+        return any(
+            abs(_log_odds(judgement.scores[task]) - _log_odds(self.manifest.thresholds[task])) < self.manifest.doubt
+            for task in stage.tasks
+        )
+
+    def _explain(self, stages: list[_Stage], judgements: list[Judgement], cancel: threading.Event | None) -> None:
+        """Writes a reasoned answer to each stage and reads it."""
+        if not stages:
+            return
+        prompts = [stage.prompt + self._template.reasoning_prefix(stage.tasks) for stage in stages]
+        for stage, prompt, written in zip(
+            stages, prompts, self.engine.generate(prompts, max_tokens=self.max_tokens, cancel=cancel), strict=True
+        ):
+            judgement = judgements[stage.exchange]
+            judgement.mode = "reasoned"
+            judgement.generated_tokens += written.tokens
+            text = self._template.reasoning_prefix(stage.tasks) + written.text
+            try:
+                labels = dict(answer.read(text, stage.tasks).labels)
+            except UnreadableAnswer:
+                judgement.unreadable += 1
+                labels = {}
+            if self.manifest.decides == "reasoning":
+                self._decide(stage, judgement, text, labels, cancel)
+            elif any(labels.get(task) != judgement.labels[task] for task in stage.tasks):
+                text = self._retell(stage, prompt, judgement, cancel) or text
+            judgement.by_reasoning.update(labels)
+            judgement.steps += answer.read_steps(text)
+
+    def _decide(
+        self, stage: _Stage, judgement: Judgement, text: str, labels: dict[Task, str], cancel: threading.Event | None
+    ) -> None:
+        """Takes the labels of the written answer; one that cannot be read is ended by a forced answer."""
+        if not labels:
+            reasons = text.split("\nAnswers:")[0].rstrip("-\n ")
+            self._score(_Stage(stage.exchange, stage.tasks, stage.prompt + f"{reasons}\n\n---\n\n"), judgement, cancel)
+            return
+        for task, label in labels.items():
+            if judgement.labels.get(task) != LABELS[task][0] or task == "completion":
+                judgement.labels[task] = label
+
+    def _retell(
+        self, stage: _Stage, prompt: Prompt, judgement: Judgement, cancel: threading.Event | None
+    ) -> str | None:
+        """Samples explanations until one ends with the verdict the score gave; None where none does."""
+        sampled = self.engine.generate(
+            [prompt] * _RETRIES, max_tokens=self.max_tokens, temperature=0.7, seed=1, cancel=cancel
+        )
+        judgement.generated_tokens += sum(written.tokens for written in sampled)
+        for written in sampled:
+            text = self._template.reasoning_prefix(stage.tasks) + written.text
+            try:
+                if all(answer.read(text, stage.tasks).labels[t] == judgement.labels[t] for t in stage.tasks):
+                    return text
+            except UnreadableAnswer:
+                continue
+        return None
+
+
+def _log_odds(probability: float) -> float:
+    bounded = min(max(probability, 1e-9), 1 - 1e-9)
+    return math.log(bounded / (1 - bounded))

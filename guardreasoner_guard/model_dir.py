@@ -1,0 +1,141 @@
+"""The model directory: data alone (graph, weights, tokeniser, manifest), checked before anything is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import BadModelDir, MissingExtra
+from .template import TEMPLATES
+from .verdict import Task
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+class Manifest(BaseModel):
+    """What a model directory says of itself. It is written last: without it, the directory is unfinished."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = FORMAT
+    name: str
+    template: str
+    """Version of the wording the model was trained on."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """What the graph was built for."""
+    precision: str
+    label_tokens: dict[str, int]
+    """First token of each label word, with its leading space; the tokeniser must agree."""
+    bos_token: int | None = None
+    """Token put before every prompt, if the model was trained with one."""
+    end_token: int
+    window: int = Field(default=1024, gt=64)
+    """Longest text, in tokens, that is judged in one piece."""
+    thresholds: dict[Task, float] = Field(default_factory=lambda: dict.fromkeys(("request", "completion", "response"), 0.5))  # type: ignore[arg-type]
+    """Probability of the positive class from which a score says harmful, refusal, harmful."""
+    decides: Literal["score", "reasoning"] = "reasoning"
+    """Which of the two measured better as the judge: the direct score, or the label after the reasoning."""
+    doubt: float = Field(default=0.5, ge=0)
+    """Adaptive mode reasons where the log-odds lie closer to the threshold's than this."""
+    parity: dict[str, float] = {}
+    """Measured distance from the torch model on real rows."""
+    provenance: dict[str, Any] = {}
+    """Base, data, seeds and software the model was made with."""
+    files: dict[str, str]
+    """sha256 of every file the directory must hold."""
+
+
+class ModelDir(BaseModel):
+    """A directory whose files are those its manifest names."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: Path
+    manifest: Manifest
+
+
+def open_model(model: str | Path) -> ModelDir:
+    """Finds and checks a model directory.
+
+    Args:
+        model: `bundled`, a path, or the id of a model on the hub (which is downloaded).
+
+    Raises:
+        BadModelDir: It is missing, cut off, changed, or of a version this release does not know.
+        MissingExtra: A hub id was given and huggingface_hub is not installed.
+    """
+    path = _locate(model)
+    try:
+        text = (path / MANIFEST).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadModelDir(
+            f"{path} holds no readable {MANIFEST} ({error}). Export the model again, or name another directory."
+        ) from error
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        raise BadModelDir(
+            f"{path / MANIFEST} cannot be read: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}. "
+            "It may be from another release: upgrade guardreasoner-guard or export the model again."
+        ) from error
+    if manifest.format != FORMAT or manifest.template not in TEMPLATES:
+        raise BadModelDir(
+            f"{path} has format {manifest.format} and template {manifest.template!r}; this release reads format "
+            f"{FORMAT} and {', '.join(TEMPLATES)}. Upgrade guardreasoner-guard or export the model again."
+        )
+    for name, expected in manifest.files.items():
+        _check_file(path, name, expected)
+    return ModelDir(path=path, manifest=manifest)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's content."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _check_file(path: Path, name: str, expected: str) -> None:
+    # a manifest is data from elsewhere: it must not name a file outside its directory
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise BadModelDir(f"{path / MANIFEST} names {name!r}, which is no plain file name. Do not use this model.")
+    try:
+        found = sha256(path / name)
+    except OSError as error:
+        raise BadModelDir(
+            f"{path / name} is missing ({error.strerror}). Copy the whole directory, or export the model again."
+        ) from error
+    if found != expected:
+        raise BadModelDir(
+            f"{path / name} is damaged or was changed: its sha256 is {found[:12]}..., the manifest says "
+            f"{expected[:12]}.... Copy the directory again (git lfs and unfinished downloads leave such files)."
+        )
+
+
+def _locate(model: str | Path) -> Path:
+    if model == "bundled":
+        return Path(str(resources.files(__package__) / "bundled"))
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if isinstance(model, Path) or path.is_absolute() or model.startswith(".") or model.count("/") != 1:
+        raise BadModelDir(f"There is no directory {model}. Name an exported model directory, a hub id, or 'bundled'.")
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError:
+        raise MissingExtra("huggingface_hub", "cpu") from None
+    try:
+        return Path(snapshot_download(str(model)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise BadModelDir(
+            f"{model} is neither a directory here nor a model that the hub gave ({type(error).__name__}). "
+            "Check the name and the network, or use 'bundled'."
+        ) from error

@@ -1,0 +1,60 @@
+"""The policy: what is blocked, and what a caller gets instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from .verdict import LABELS, ReasoningStep, Task, Verdict
+
+Violation = Literal["raise", "explain", "revise"] | Callable[[Verdict], Any]
+"""What follows a block: raise `Blocked`, return a text that explains it, ask the model once more with the
+reasons, or return what a function makes of the verdict."""
+
+
+class Policy(BaseModel):
+    """Rules that turn labels into actions.
+
+    Fails closed: what could not be judged is blocked unless the guard's `on_failure` says otherwise.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    block: tuple[Task, ...] = ("request", "response")
+    """Tasks whose positive label (harmful, refusal, harmful) blocks."""
+    on_violation: Violation = "raise"
+    max_revisions: int = 1
+    """How often `revise` asks the wrapped model again before it explains."""
+
+    def blocks(self, labels: Mapping[Task, str | None]) -> bool:
+        """Whether these labels block."""
+        return any(labels.get(task) == LABELS[task][0] for task in self.block)
+
+
+_SUBJECT: dict[Task, str] = {"request": "the request", "completion": "the answer", "response": "the answer"}
+_FOUND: dict[Task, str] = {"request": "is harmful", "completion": "is a refusal", "response": "is harmful"}
+
+
+def reasons(labels: Mapping[Task, str], policy: Policy, steps: tuple[ReasoningStep, ...]) -> str:
+    """One line in plain words: what was found, and the steps that say why."""
+    found = [task for task in policy.block if labels.get(task) == LABELS[task][0]]
+    if not found:
+        told = ", ".join(f"{task} {label}" for task, label in labels.items())
+        return f"Passed: {told}."
+    numbers = [list(LABELS).index(task) + 1 for task in found]
+    why = " ".join(step.text for step in steps if step.task in numbers)
+    what = " and ".join(f"{_SUBJECT[task]} {_FOUND[task]}" for task in found)
+    return f"Blocked: {what}.{' ' + why if why else ''}"
+
+
+def explanation(verdict: Verdict) -> str:
+    """A safe answer in place of the one that was stopped, with the guard's reasons."""
+    if verdict.outcome != "verdict":
+        return "I can't answer this: it could not be checked for safety. Please try again later."
+    tasks = [task for task in LABELS if getattr(verdict, task) == LABELS[task][0] and task != "completion"]
+    subject = "this request" if "request" in tasks else "the answer that was prepared"
+    numbers = [list(LABELS).index(task) + 1 for task in tasks[:1]]
+    why = " ".join(step.text for step in verdict.reasoning if step.task in numbers)
+    return f"I can't help with this, since {subject} was judged harmful.{' ' + why if why else ''}"
