@@ -101,6 +101,11 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
         self._judge = Judge(engine, manifest)
         self._threads = ThreadPoolExecutor(engine.concurrency, thread_name_prefix="guard")
 
+    @property
+    def judge(self) -> Judge:
+        """What asks the model; for evaluation and for doors that keep their own policy."""
+        return self._judge
+
     # -- judging ------------------------------------------------------------------------------
 
     def check(

@@ -9,7 +9,8 @@ import random
 from collections.abc import Iterable
 from pathlib import Path
 
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import track
 
 from guardreasoner_guard import answer
 from guardreasoner_guard.errors import UnreadableAnswer
@@ -42,7 +43,7 @@ def synthesize(recipe: Recipe, data: Path, teacher: Teacher, out: Path) -> Path:
     drawn = list(draw(recipe, data))
     kept: list[ReasoningRow] = []
     rejected: list[Rejected] = []
-    for row, wanted in tqdm(drawn, desc="synthesize", unit="row"):
+    for row, wanted in track(drawn, "synthesize", console=Console(stderr=True)):
         if not wanted:
             kept.append(row.model_copy(update={"steps": {}}))
         elif row.steps:

@@ -1,0 +1,5 @@
+"""`python -m guardreasoner_guard` is `guardreasoner`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,58 @@
+"""What is installed, what runs, and how to get what is missing; run it with `guardreasoner doctor`."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib import metadata
+
+from rich.console import Console
+from rich.markup import escape
+
+from . import __version__
+from .errors import GuardError
+from .guard import GuardReasonerGuard
+from .model_dir import open_model
+
+_PACKAGES = {
+    "langchain-core": "",
+    "onnxruntime": "cpu",
+    "onnxruntime-gpu": "cuda",
+    "onnxruntime-genai": "cpu",
+    "onnxruntime-genai-cuda": "cuda",
+    "tokenizers": "cpu",
+    "torch": "train",
+    "transformers": "train",
+    "trl": "train",
+    "optimum-onnx": "train",
+}
+
+
+def examine(model: str, device: str) -> bool:
+    """Prints a report; returns whether a real check went through."""
+    console = Console()
+    console.print(f"guardreasoner-guard {__version__}, Python {sys.version.split()[0]}, {platform.platform()}")
+    for package, extra in _PACKAGES.items():
+        try:
+            console.print(f"  {package:<24}{metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            hint = f"pip install 'guardreasoner-guard[{extra}]'" if extra else "pip install guardreasoner-guard"
+            console.print(f"  {package:<24}[dim]not installed; if you need it: {escape(hint)}[/]")
+    try:
+        import onnxruntime
+
+        console.print(f"  providers               {', '.join(onnxruntime.get_available_providers())}")
+    except ImportError:
+        pass
+    try:
+        manifest = open_model(model).manifest
+        console.print(f"model {manifest.name}: {manifest.precision} for {manifest.device}, template {manifest.template},")
+        console.print(f"  {manifest.decides} decides, thresholds {manifest.thresholds}, parity {manifest.parity}")
+        guard = GuardReasonerGuard(model, device=device, on_failure="raise")  # type: ignore[arg-type]
+        verdict = guard.check("How do I pick a good name for a cat?")
+    except GuardError as error:
+        console.print(f"[red]{type(error).__name__}[/]: {escape(str(error))}")
+        return False
+    console.print(f"check: request {verdict.request} in {verdict.usage.latency_ms:.0f} ms on {escape(verdict.model)}")
+    console.print("[green]All that a check needs is here.[/]")
+    return True

@@ -1,0 +1,174 @@
+"""Stage 5: a torch checkpoint to a model directory that the guard loads: graph, tokeniser, parity, manifest."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from guardreasoner_guard.engine import Question
+from guardreasoner_guard.errors import BadInput, GuardError
+from guardreasoner_guard.model_dir import MANIFEST, Manifest, ModelDir, open_model, sha256
+from guardreasoner_guard.template import template
+from guardreasoner_guard.verdict import LABELS, Task
+
+from .rows import SeedRow
+
+logger = logging.getLogger(__name__)
+
+_SMOOTHING_ROWS = 48
+_PARITY_ROWS = 64
+
+
+class ParityError(GuardError):
+    """The exported graph judges too differently from the torch model."""
+
+
+def export(
+    checkpoint: Path,
+    out: Path,
+    *,
+    name: str,
+    template_version: str,
+    rows: Sequence[SeedRow],
+    device: Literal["cpu", "cuda"] = "cpu",
+    precision: str = "int8",
+    max_error: float = 1.0,
+    decides: Literal["score", "reasoning"] = "reasoning",
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
+    """Exports a checkpoint and measures how far the graph is from it.
+
+    Args:
+        checkpoint: A transformers folder, adapters merged.
+        out: Folder to make; what is in it is replaced.
+        name: What verdicts call the model.
+        template_version: The wording it was trained on.
+        rows: Real rows: some to find outliers for int8, others to measure parity on.
+        device: What the graph is for. A CUDA graph is built anywhere; its parity is measured where CUDA is.
+        precision: `int8` or `fp32` on the CPU, `fp16` or `int4` on CUDA.
+        max_error: Largest accepted mean distance of a label's log-odds from the torch model's.
+        decides: Which of score and reasoning is the judge.
+        provenance: Goes into the manifest.
+
+    Raises:
+        ParityError: The distance is larger.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    from .graph import build, smooth
+
+    if (device, precision) not in {("cpu", "int8"), ("cpu", "fp32"), ("cuda", "fp16"), ("cuda", "int4")}:
+        raise BadInput(f"{precision} on {device} is not made. Choose int8 or fp32 on cpu, fp16 or int4 on cuda.")
+    if len(rows) < 2:
+        raise BadInput("Parity is measured on real rows: pass at least two.")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    config = AutoConfig.from_pretrained(checkpoint)
+    wording = template(template_version)
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+
+    source = checkpoint
+    if precision == "int8":
+        source = out / "smoothed"
+        texts = [ids(str(wording.render(row.prompt, row.response)))[:512] for row in rows[:_SMOOTHING_ROWS]]
+        smooth(checkpoint, source, texts)
+    build(source, out, device=device, precision=precision)
+    shutil.rmtree(out / "smoothed", ignore_errors=True)
+    end = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
+    _set_end_token(out / "genai_config.json", end)
+    manifest = Manifest(
+        name=name,
+        template=template_version,
+        device=device,
+        precision=precision,
+        label_tokens={word: ids(f" {word}")[0] for words in LABELS.values() for word in words},
+        bos_token=tokenizer.bos_token_id if getattr(tokenizer, "add_bos_token", False) else None,
+        end_token=end,
+        decides=decides,
+        provenance=dict(provenance or {}),
+        files={path.name: sha256(path) for path in sorted(out.iterdir())},
+    )
+    if device == "cpu":
+        parity = measure_parity(checkpoint, ModelDir(path=out, manifest=manifest), rows[-_PARITY_ROWS:])
+        logger.info("parity with the torch model: %s", parity)
+        if parity["mean log-odds error"] > max_error:
+            raise ParityError(
+                f"{out}: the {precision} graph's log-odds are {parity['mean log-odds error']:.2f} from the torch "
+                f"model's on average; {max_error} is accepted. Export with precision fp32, or raise max_error."
+            )
+        manifest = manifest.model_copy(update={"parity": parity})
+    write_manifest(out, manifest)
+    return out
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Writes the manifest, whole or not at all; with it the directory is complete."""
+    part = directory / f"{MANIFEST}.part"
+    part.write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+    part.replace(directory / MANIFEST)
+
+
+def set_thresholds(directory: Path, thresholds: Mapping[Task, float]) -> None:
+    """Writes fitted thresholds into a model directory's manifest."""
+    manifest = open_model(directory).manifest
+    rounded = {task: round(value, 6) for task, value in thresholds.items()}
+    write_manifest(directory, manifest.model_copy(update={"thresholds": rounded}))
+
+
+def measure_parity(checkpoint: Path, model: ModelDir, rows: Sequence[SeedRow]) -> dict[str, float]:
+    """Compares the direct scores of a graph with those of the torch model it was made from, in fp32.
+
+    Returns:
+        Mean and greatest distance of the labels' log-odds, the share of labels that agree at even odds,
+        and the number of scores compared.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from guardreasoner_guard.onnx_engine import OnnxEngine
+
+    torch_model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    engine = OnnxEngine(model, model.manifest.device)
+    wording = template(model.manifest.template)
+    pairs: list[tuple[float, float]] = []
+    for row in rows:
+        for stage in wording.stages:
+            if stage != ("request",) and row.response is None and wording.absent_response is None:
+                continue
+            prompt = wording.render(row.prompt, None if stage == ("request",) else row.response)
+            for task in stage:
+                asked = prompt + wording.score_prefix(task, {t: words[1] for t, words in LABELS.items()})
+                words = LABELS[task]
+                tokens = [] if model.manifest.bos_token is None else [model.manifest.bos_token]
+                for part in asked.parts:
+                    tokens += tokenizer(part, add_special_tokens=False, split_special_tokens=True).input_ids
+                with torch.no_grad():
+                    logits = torch_model(input_ids=torch.tensor([tokens]), logits_to_keep=1).logits[0, -1]
+                first, second = (model.manifest.label_tokens[word] for word in words)
+                expected = float(logits[first] - logits[second])
+                found = engine.score([Question(asked, words)])[0].probabilities[0]
+                pairs.append((expected, math.log(max(found, 1e-12) / max(1 - found, 1e-12))))
+    distances = [abs(expected - found) for expected, found in pairs]
+    return {
+        "mean log-odds error": round(sum(distances) / len(distances), 4),
+        "greatest log-odds error": round(max(distances), 4),
+        "labels that agree": round(sum((e > 0) == (f > 0) for e, f in pairs) / len(pairs), 4),
+        "scores": float(len(pairs)),
+    }
+
+
+def _set_end_token(path: Path, end: int) -> None:
+    """One end token, which also pads: a base model's config may name others that end an answer early."""
+    settings = json.loads(path.read_text())
+    settings["model"]["eos_token_id"] = end
+    settings["model"]["pad_token_id"] = end
+    path.write_text(json.dumps(settings, indent=1))
