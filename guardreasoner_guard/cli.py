@@ -46,7 +46,9 @@ def check(
 
 @app.command()
 def evaluate(
-    data: Annotated[Path, typer.Option(help="JSON lines, or a folder of them: id, benchmark, task, prompt, response, label.")],
+    data: Annotated[
+        Path, typer.Option(help="JSON lines, or a folder of them: id, benchmark, task, prompt, response, label.")
+    ],
     out: Annotated[Path, typer.Option(help="Where the result is written, as JSON.")],
     reasoning: Reasoning = "never",
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows of each benchmark.")] = None,
@@ -104,6 +106,21 @@ def export(
         device=device, precision=precision, decides=decides,
     )  # fmt: skip
     typer.echo(f"GuardReasonerGuard({str(out)!r})")
+
+
+@app.command()
+def calibrate(
+    result: Annotated[Path, typer.Argument(help="What `evaluate` wrote, with direct scores.")],
+    model: Annotated[Path, typer.Option(help="The model directory whose thresholds are set.")],
+) -> None:
+    """Set a model's thresholds: one a task, fitted on the first half of an evaluation's rows."""
+    from guardreasoner_guard.training.evaluate import Prediction, shipped_thresholds
+    from guardreasoner_guard.training.export import set_thresholds
+
+    predictions = [Prediction(**item) for item in json.loads(result.read_text(encoding="utf-8"))["predictions"]]
+    thresholds = shipped_thresholds(predictions)
+    set_thresholds(model, thresholds)
+    typer.echo(json.dumps(thresholds))
 
 
 @train.command()
@@ -180,7 +197,9 @@ def _show(verdict: Verdict) -> None:
 
     console = Console()
     colour = "red" if verdict.blocked else "green"
-    console.print(f"[bold {colour}]{'blocked' if verdict.blocked else 'passed'}[/]  ({verdict.outcome}, {verdict.mode})")
+    console.print(
+        f"[bold {colour}]{'blocked' if verdict.blocked else 'passed'}[/]  ({verdict.outcome}, {verdict.mode})"
+    )
     for task in ("request", "completion", "response"):
         label = getattr(verdict, task)
         if label is not None:
@@ -204,7 +223,16 @@ def _table(result: dict[str, Any]) -> None:
     for column in ("benchmark", "task", "rows", "F1", "precision", "recall", "unreadable", "tokens", "ms"):
         table.add_column(column, justify="left" if column in ("benchmark", "task") else "right")
     for name, s in result["benchmarks"].items():
-        cells = (s["task"], s["rows"], s["f1"], s["precision"], s["recall"], s["unreadable"], s["tokens"], s["milliseconds"])
+        cells = (
+            s["task"],
+            s["rows"],
+            s["f1"],
+            s["precision"],
+            s["recall"],
+            s["unreadable"],
+            s["tokens"],
+            s["milliseconds"],
+        )
         table.add_row(name, *map(str, cells))
     console = Console()
     console.print(table)

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, InjectedToolArg, ToolException
-from langchain_core.tools.structured import StructuredTool
 from langchain_core.tools.simple import Tool as SimpleTool
+from langchain_core.tools.structured import StructuredTool
 
 from .errors import BadInput, Blocked
 from .exchange import Exchange, text_of
@@ -50,12 +50,12 @@ def _guarded_function(
 ) -> Callable[..., Any]:
     signature = inspect.signature(function)
     injected = _injected(function)
-    name = name or getattr(function, "__name__", type(function).__name__)
+    called = name or str(getattr(function, "__name__", type(function).__name__))
 
     def asked(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exchange:
         bound = signature.bind(*args, **kwargs)
         given = {key: value for key, value in bound.arguments.items() if key not in injected}
-        return guard._read(Exchange(request=describe_call(name, given)), None, None)
+        return guard._read(Exchange(request=describe_call(called, given)), None, None)
 
     def answered(request: Exchange, result: Any) -> Exchange | None:
         text = _result_text(result)

@@ -9,7 +9,6 @@ from importlib import metadata
 from rich.console import Console
 from rich.markup import escape
 
-from . import __version__
 from .errors import GuardError
 from .guard import GuardReasonerGuard
 from .model_dir import open_model
@@ -31,7 +30,7 @@ _PACKAGES = {
 def examine(model: str, device: str) -> bool:
     """Prints a report; returns whether a real check went through."""
     console = Console()
-    console.print(f"guardreasoner-guard {__version__}, Python {sys.version.split()[0]}, {platform.platform()}")
+    console.print(f"guardreasoner-guard {metadata.version('guardreasoner-guard')}, Python {sys.version.split()[0]}, {platform.platform()}")
     for package, extra in _PACKAGES.items():
         try:
             console.print(f"  {package:<24}{metadata.version(package)}")
@@ -46,7 +45,9 @@ def examine(model: str, device: str) -> bool:
         pass
     try:
         manifest = open_model(model).manifest
-        console.print(f"model {manifest.name}: {manifest.precision} for {manifest.device}, template {manifest.template},")
+        console.print(
+            f"model {manifest.name}: {manifest.precision} for {manifest.device}, template {manifest.template},"
+        )
         console.print(f"  {manifest.decides} decides, thresholds {manifest.thresholds}, parity {manifest.parity}")
         guard = GuardReasonerGuard(model, device=device, on_failure="raise")  # type: ignore[arg-type]
         verdict = guard.check("How do I pick a good name for a cat?")

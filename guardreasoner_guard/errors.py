@@ -59,9 +59,7 @@ class MissingExtra(GuardError, ImportError):
     """An optional package is needed and is not installed."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(
-            f"{package} is not installed. Install it with: pip install 'guardreasoner-guard[{extra}]'"
-        )
+        super().__init__(f"{package} is not installed. Install it with: pip install 'guardreasoner-guard[{extra}]'")
 
 
 class Blocked(GuardError):

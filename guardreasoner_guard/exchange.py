@@ -61,7 +61,7 @@ def read_exchange(value: Any, response: str | None = None) -> Exchange:
 def text_of(value: Any) -> str:
     """The text of one value: str, message, content parts, or a dict that holds a text.
 
-    Parts that are not text (images, audio) stand as `[image_url]`, so that they are seen to be there.
+    Of a state with messages it is the last one's. Parts that are not text (images, audio) stand as `[image_url]`, so that they are seen to be there.
 
     Raises:
         BadInput: The value is of a type that holds no text.
@@ -77,6 +77,8 @@ def text_of(value: Any) -> str:
     if isinstance(value, Mapping):
         if "type" in value and value["type"] != "text" and "text" not in value:
             return f"[{value['type']}]"
+        if value.get("messages"):
+            return text_of(value["messages"][-1])
         for key in TEXT_KEYS:
             if key in value:
                 return text_of(value[key])

@@ -81,15 +81,16 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
         timeout: float | None = None,
         max_characters: int = 200_000,
     ) -> None:
-        super().__init__(
-            model=model,
-            reasoning=reasoning,
-            policy=policy or Policy(),
-            device=device,
-            on_failure=on_failure,
-            timeout=timeout,
-            max_characters=max_characters,
-        )
+        settings: dict[str, Any] = {
+            "model": model,
+            "reasoning": reasoning,
+            "policy": policy or Policy(),
+            "device": device,
+            "on_failure": on_failure,
+            "timeout": timeout,
+            "max_characters": max_characters,
+        }
+        super().__init__(**settings)
         if isinstance(model, (str, Path)):
             from .onnx_engine import OnnxEngine
 
@@ -269,15 +270,15 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
     def _judged(
         self, exchanges: list[Exchange], tasks: Iterable[Task], cancel: threading.Event, start: float
     ) -> list[Verdict]:
-        found = self._judge.judge(
-            exchanges, self.reasoning, tasks=tasks, blocks=self.policy.blocks, cancel=cancel
-        )
+        found = self._judge.judge(exchanges, self.reasoning, tasks=tasks, blocks=self.policy.blocks, cancel=cancel)
         milliseconds = (time.perf_counter() - start) * 1000 / max(1, len(exchanges))
         return [self._verdict(judgement, milliseconds) for judgement in found]
 
     def _verdict(self, found: Judgement, milliseconds: float) -> Verdict:
         return Verdict(
-            **found.labels,
+            request=found.labels.get("request"),
+            completion=found.labels.get("completion"),
+            response=found.labels.get("response"),
             blocked=self.policy.blocks(found.labels),
             reasons=reasons(found.labels, self.policy, found.steps),
             reasoning=found.steps,

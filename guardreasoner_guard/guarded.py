@@ -51,7 +51,7 @@ class Guarded(RunnableSerializable[Any, Any]):
             Blocked: A check blocked and the policy says to raise.
         """
 
-        def run(value: Any, config: RunnableConfig) -> Any:
+        def run(value: Any, run_manager: Any, config: RunnableConfig) -> Any:
             exchange = self._exchange(value)
             if self.beside:
                 with ThreadPoolExecutor(1) as thread:
@@ -73,7 +73,7 @@ class Guarded(RunnableSerializable[Any, Any]):
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """`invoke`, asynchronously; beside the check, the call is cancelled when it blocks."""
 
-        async def run(value: Any, config: RunnableConfig) -> Any:
+        async def run(value: Any, run_manager: Any, config: RunnableConfig) -> Any:
             exchange = self._exchange(value)
             if self.beside:
                 answer = asyncio.ensure_future(self.runnable.ainvoke(value, config, **kwargs))
@@ -102,7 +102,7 @@ class Guarded(RunnableSerializable[Any, Any]):
     def transform(self, input: Iterator[Any], config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
         """`stream` for an input that arrives in chunks."""
 
-        def run(values: Iterator[Any], config: RunnableConfig) -> Iterator[Any]:
+        def run(values: Iterator[Any], run_manager: Any, config: RunnableConfig) -> Iterator[Any]:
             value = _joined(list(values))
             exchange = self._exchange(value)
             verdict = self._check(exchange, ("request",))
@@ -130,7 +130,7 @@ class Guarded(RunnableSerializable[Any, Any]):
     ) -> AsyncIterator[Any]:
         """`transform`, asynchronously."""
 
-        async def run(values: AsyncIterator[Any], config: RunnableConfig) -> AsyncIterator[Any]:
+        async def run(values: AsyncIterator[Any], run_manager: Any, config: RunnableConfig) -> AsyncIterator[Any]:
             value = _joined([item async for item in values])
             exchange = self._exchange(value)
             verdict = await self._acheck(exchange, ("request",))
@@ -251,5 +251,3 @@ def _joined(chunks: list[Any]) -> Any:
         except TypeError:
             return chunks
     return whole
-
-

@@ -13,7 +13,7 @@ from typing import Literal
 
 from . import answer
 from .engine import Engine, Question, Scored
-from .errors import BadInput, UnreadableAnswer
+from .errors import BadInput, EngineError, UnreadableAnswer
 from .exchange import Exchange
 from .model_dir import Manifest
 from .template import Prompt, neutralise, template
@@ -22,7 +22,7 @@ from .verdict import LABELS, TASKS, Mode, ReasoningStep, Task
 Reasoning = Literal["adaptive", "always", "never"]
 
 _OVERLAP = 64
-"""Tokens two neighbouring windows share, so that no phrase is seen only in halves."""
+"""Tokens two neighbouring windows share, so that no phrase is seen only in halves; a quarter of a small window."""
 _REQUEST_SHARE = 0.5
 """Part of the window a request may fill when a response is judged with it."""
 _RETRIES = 4
@@ -106,6 +106,9 @@ class Judge:
                 self._score(stage, judgements[stage.exchange], cancel)
         chosen = [s for s in self._worst(stages, judgements) if self._reasons(s, judgements, reasoning, blocks)]
         self._explain(chosen, judgements, cancel)
+        for stage in stages:
+            if not judgements[stage.exchange].labels.keys() >= set(stage.tasks):
+                raise EngineError("The model gave no label for a task that was asked about. See `guardreasoner doctor`.")
         return judgements
 
     def _stages(self, index: int, exchange: Exchange, wanted: set[Task]) -> list[_Stage]:
@@ -120,23 +123,30 @@ class Judge:
             for request, response in self._windows(exchange, alone):
                 prompt = self._template.render(request, None if alone else response, exchange.history)
                 stages.append(_Stage(index, asked, prompt))
+        if wanted and not stages:
+            raise BadInput("Only labels of a response were asked for, and there is none. Pass the response.")
         return stages
 
     def _windows(self, exchange: Exchange, alone: bool) -> list[tuple[str, str | None]]:
+        """The (request, response) texts to judge; every token of the texts that are asked about is in one."""
         size = self.manifest.window
         if sum(len(neutralise(text).encode()) for _, text in exchange.history) > 4 * size:
             raise BadInput("The history is longer than the model's window. Pass fewer earlier turns.")
         if exchange.response is None or alone:
-            return [(part, None) for part in self.engine.split(exchange.request, size, _OVERLAP)]
+            return [(part, None) for part in self._split(exchange.request, size)]
         room = int(size * _REQUEST_SHARE)
-        requests = self.engine.split(exchange.request, room, _OVERLAP)
-        # a long request is judged whole in its own stage; here its two ends, where asks stand, give the setting
-        request = requests[0] if len(requests) == 1 else self._ends(exchange.request, room)
+        requests = self._split(exchange.request, room)
+        responses = self._split(exchange.response, size - room)
+        # beside a response, a long request stands with its two ends, where asks are made; where one stage
+        # asks about both, its other windows follow with the response's beginning
+        setting = requests[0] if len(requests) == 1 else self._ends(exchange.request, room)
+        windows: list[tuple[str, str | None]] = [(setting, part) for part in responses]
         if self._template.stages == (TASKS,) and len(requests) > 1:
-            first = [(part, exchange.response) for part in requests[1:]]
-        else:
-            first = []
-        return first + [(request, part) for part in self.engine.split(exchange.response, size - room, _OVERLAP)]
+            windows += [(part, responses[0]) for part in requests]
+        return windows
+
+    def _split(self, text: str, size: int) -> list[str]:
+        return self.engine.split(text, size, min(_OVERLAP, size // 4))
 
     def _ends(self, text: str, room: int) -> str:
         head = self.engine.split(text, room // 2, 0)[0]

@@ -11,10 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import BadModelDir, MissingExtra
 from .template import TEMPLATES
-from .verdict import Task
+from .verdict import TASKS, Task
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+
+
+def _even_odds() -> dict[Task, float]:
+    return dict.fromkeys(TASKS, 0.5)
 
 
 class Manifest(BaseModel):
@@ -36,7 +40,7 @@ class Manifest(BaseModel):
     end_token: int
     window: int = Field(default=1024, gt=64)
     """Longest text, in tokens, that is judged in one piece."""
-    thresholds: dict[Task, float] = Field(default_factory=lambda: dict.fromkeys(("request", "completion", "response"), 0.5))  # type: ignore[arg-type]
+    thresholds: dict[Task, float] = Field(default_factory=_even_odds)
     """Probability of the positive class from which a score says harmful, refusal, harmful."""
     decides: Literal["score", "reasoning"] = "reasoning"
     """Which of the two measured better as the judge: the direct score, or the label after the reasoning."""

@@ -70,9 +70,7 @@ class Template:
     chained: bool
     """Whether a label is asked after the labels before it (the paper's form) or by itself."""
 
-    def render(
-        self, request: str, response: str | None = None, history: Sequence[tuple[str, str]] = ()
-    ) -> Prompt:
+    def render(self, request: str, response: str | None = None, history: Sequence[tuple[str, str]] = ()) -> Prompt:
         """Puts one exchange into words.
 
         Args:

@@ -219,7 +219,6 @@ def cross_fitted(predictions: Sequence[Prediction]) -> dict[str, float]:
     return {name: round(value, 2) for name, value in totals.items()}
 
 
-
 def shipped_thresholds(predictions: Sequence[Prediction]) -> dict[Task, float]:
     """One threshold a task, fitted on the first half of the rows alone."""
     first, _ = halves(predictions)

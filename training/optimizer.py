@@ -12,7 +12,7 @@ class MasterAdamW(torch.optim.AdamW):
     """torch's AdamW, stepping on fp32 master weights; they are part of the state and survive a resume."""
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Steps the masters and rounds them into the model's weights."""
         narrow: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
         for group in self.param_groups:

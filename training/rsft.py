@@ -100,7 +100,7 @@ def load_base(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
     return model, tokenizer
 
 
-class TreeTrainer(SFTTrainer):
+class TreeTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types
     """TRL's trainer with a loss over weighted tokens, whose logits are computed only where there is one."""
 
     def __init__(self, **arguments: Any) -> None:

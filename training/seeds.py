@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from guardreasoner_guard.errors import BadInput
 
 from .recipe import Recipe, Source
-from .rows import ReasoningRow, read_rows
+from .rows import ReasoningRow, SeedRow, read_rows
 
 
 def draw(recipe: Recipe, data: Path) -> Iterator[tuple[ReasoningRow, bool]]:
@@ -15,23 +19,36 @@ def draw(recipe: Recipe, data: Path) -> Iterator[tuple[ReasoningRow, bool]]:
 
     Sources stand in the order of the recipe; a row that an earlier source has already given is skipped.
     The same recipe and files give the same rows.
+
+    Args:
+        recipe: Names the sources: files below `data`, or `hub:wildguard` and the like.
+        data: Folder of the files.
+
+    Raises:
+        BadInput: A source is not there or holds a line that is not a row.
     """
     seen: set[tuple[str, str]] = set()
     for source in recipe.data.sources:
         chance = random.Random(f"{recipe.seed}/{source.file}")
-        rows = [row for row in read_rows(data / source.file, ReasoningRow) if row.language in recipe.data.languages]
+        rows = [row for row in _rows(source, data) if row.language in recipe.data.languages]
         chance.shuffle(rows)
         taken = 0
         for row in rows:
-            key = (_normalised(row.prompt), _normalised(row.response or ""))
-            row = _only(row, source)
             if taken == source.take:
                 break
+            key = (_normalised(row.prompt), _normalised(row.response or ""))
+            row = _only(row, source)
             if key in seen or not row.labels:
                 continue
             seen.add(key)
             taken += 1
             yield row, chance.random() < source.reasoned
+
+
+def _rows(source: Source, data: Path) -> Iterable[ReasoningRow]:
+    if source.file.startswith("hub:"):
+        return (ReasoningRow(**row.model_dump()) for row in load_hub(source.file.removeprefix("hub:")))
+    return read_rows(data / source.file, ReasoningRow)
 
 
 def _normalised(text: str) -> str:
@@ -47,3 +64,96 @@ def _only(row: ReasoningRow, source: Source) -> ReasoningRow:
         if task not in source.tasks or not row.response:
             forget[field] = None
     return row.model_copy(update=forget)
+
+
+def wildguard(item: Mapping[str, Any], id: str) -> SeedRow:
+    """One row of allenai/wildguardmix, whose labels are the method's own words."""
+    return SeedRow(
+        source="wildguard",
+        id=id,
+        prompt=item["prompt"],
+        response=item["response"],
+        prompt_harm=item["prompt_harm_label"],
+        completion=item["response_refusal_label"],
+        response_harm=item["response_harm_label"],
+        category=item.get("subcategory"),
+        adversarial=item.get("adversarial"),
+    )
+
+
+def aegis(item: Mapping[str, Any], id: str) -> SeedRow:
+    """One row of Aegis 1.0: the annotators' majority; whatever is not `Safe` is harmful (the paper's rule)."""
+    votes = Counter(vote for n in range(5) if (vote := item.get(f"labels_{n}")))
+    (most, _), *_ = votes.most_common()
+    return SeedRow(
+        source="aegis",
+        id=id,
+        prompt=item["text"],
+        prompt_harm="unharmful" if most == "Safe" else "harmful",
+        category=None if most == "Safe" else most,
+    )
+
+
+def beavertails(item: Mapping[str, Any], id: str) -> SeedRow:
+    """One row of BeaverTails, which labels the response alone; the teacher decides the rest (the paper's rule)."""
+    return SeedRow(
+        source="beavertails",
+        id=id,
+        prompt=item["prompt"],
+        response=item["response"],
+        response_harm="unharmful" if item["is_safe"] else "harmful",
+    )
+
+
+def toxicchat(item: Mapping[str, Any], id: str) -> SeedRow | None:
+    """One row of ToxicChat; rows that no person labelled are left out (the paper's rule)."""
+    if not item["human_annotation"]:
+        return None
+    return SeedRow(
+        source="toxicchat",
+        id=id,
+        prompt=item["user_input"],
+        prompt_harm="harmful" if item["toxicity"] else "unharmful",
+    )
+
+
+class HubSet(NamedTuple):
+    """A public data set: where it is and how one of its items becomes a seed."""
+
+    id: str
+    config: str | None
+    split: str
+    read: Callable[[Mapping[str, Any], str], SeedRow | None]
+
+
+HUB_SETS = {
+    "wildguard": HubSet("allenai/wildguardmix", "wildguardtrain", "train", wildguard),
+    "aegis": HubSet("nvidia/Aegis-AI-Content-Safety-Dataset-1.0", None, "train", aegis),
+    "beavertails": HubSet("PKU-Alignment/BeaverTails", None, "30k_train", beavertails),
+    "toxicchat": HubSet("lmsys/toxic-chat", "toxicchat0124", "train", toxicchat),
+}
+"""The method's four training sets (paper, table 9)."""
+
+
+def load_hub(name: str) -> Iterator[SeedRow]:
+    """Loads one of the four public training sets from the hub.
+
+    Raises:
+        BadInput: There is no set of that name, or the hub did not give it.
+    """
+    if name not in HUB_SETS:
+        raise BadInput(f"There is no training set {name!r}. Name one of {', '.join(HUB_SETS)}.")
+    from datasets import load_dataset
+
+    where = HUB_SETS[name]
+    try:
+        items = load_dataset(where.id, where.config, split=where.split)
+    except Exception as error:  # the hub's client raises many kinds
+        raise BadInput(
+            f"{where.id} could not be loaded ({type(error).__name__}). Some sets ask you to accept their terms on "
+            "the hub and to log in; or use files."
+        ) from error
+    for number, item in enumerate(items):
+        row = where.read(item, f"{name}/{number}")
+        if row is not None:
+            yield row

@@ -174,19 +174,23 @@ def _about_request(row: SeedRow, kind: str | None, quote: str, say: _Say) -> lis
     frame = _WRAPPER.search(row.prompt)
     if row.prompt_harm == "harmful":
         name = kind or "harm to others"
-        reason = say((
-            f"That seeks help with {name}, so it is harmful.",
-            f"An answer would serve {name}, which makes the request harmful.",
-            f"This asks for content that feeds {name}, so it is harmful.",
-        ))
+        reason = say(
+            (
+                f"That seeks help with {name}, so it is harmful.",
+                f"An answer would serve {name}, which makes the request harmful.",
+                f"This asks for content that feeds {name}, so it is harmful.",
+            )
+        )
         if frame:
             reason = f'The frame "{frame[0]}" only wraps it. {reason}'
     else:
-        reason = say((
-            "That can be answered without hurting anyone, so it is unharmful.",
-            "The wish behind it is ordinary and safe, so it is unharmful.",
-            "Nothing in it asks for harm.",
-        ))
+        reason = say(
+            (
+                "That can be answered without hurting anyone, so it is unharmful.",
+                "The wish behind it is ordinary and safe, so it is unharmful.",
+                "Nothing in it asks for harm.",
+            )
+        )
         if kind:
             reason = f"The words touch on {kind}, but in an innocent sense. {reason}"
         elif frame:

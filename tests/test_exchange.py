@@ -1,0 +1,58 @@
+"""Whatever LangChain users hand in is read, or refused with what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.prompt_values import ChatPromptValue, StringPromptValue
+from langchain_core.prompts import ChatPromptTemplate
+
+from guardreasoner_guard import BadInput, Exchange
+from guardreasoner_guard.exchange import read_exchange, text_of
+
+CALL = {"name": "search", "args": {"q": "x"}, "id": "1"}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("hi", Exchange(request="hi")),
+        (HumanMessage("hi"), Exchange(request="hi")),
+        (HumanMessage([{"type": "text", "text": "look"}, {"type": "image_url", "image_url": {"url": "u"}}]),
+         Exchange(request="look\n[image_url]")),
+        ([SystemMessage("be kind"), HumanMessage("hi")], Exchange(request="hi")),
+        ([HumanMessage("a"), AIMessage("b"), HumanMessage("c")],
+         Exchange(request="c", history=(("user", "a"), ("assistant", "b")))),
+        ([HumanMessage("a"), AIMessage("b")], Exchange(request="a", response="b")),
+        ([HumanMessage("a"), AIMessage("", tool_calls=[CALL]), ToolMessage("found", tool_call_id="1")],
+         Exchange(request="a\n\nfound")),
+        ([("human", "a"), ("ai", "b")], Exchange(request="a", response="b")),
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], Exchange(request="a", response="b")),
+        ({"messages": [HumanMessage("a")]}, Exchange(request="a")),
+        ({"input": "a", "language": "en"}, Exchange(request="a")),
+        ({"topic": "cats", "count": 3}, Exchange(request="topic: cats\ncount: 3")),
+        (StringPromptValue(text="a"), Exchange(request="a")),
+        (ChatPromptValue(messages=[HumanMessage("a")]), Exchange(request="a")),
+        (ChatPromptTemplate.from_messages([("system", "s"), ("human", "{q}")]).invoke({"q": "a"}), Exchange(request="a")),
+        (AIMessage("b"), Exchange(request="", response="b")),
+    ],
+)  # fmt: skip
+def test_inputs_are_read(value: Any, expected: Exchange) -> None:
+    assert read_exchange(value) == expected
+
+
+@pytest.mark.parametrize("value", [None, 3, 2.5, b"bytes", object(), {"x": None}, "", "  \n", [], {"input": ""}])
+def test_what_cannot_be_judged_is_refused(value: Any) -> None:
+    with pytest.raises(BadInput, match="Pass a"):
+        read_exchange(value)
+
+
+def test_a_response_must_be_text() -> None:
+    with pytest.raises(BadInput, match="response must be text"):
+        read_exchange("hi", response=3)  # type: ignore[arg-type]
+
+
+def test_a_tool_call_is_text_that_is_judged() -> None:
+    assert text_of(AIMessage("", tool_calls=[CALL])) == 'search({"q": "x"})'
