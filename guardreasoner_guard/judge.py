@@ -108,7 +108,9 @@ class Judge:
         self._explain(chosen, judgements, cancel)
         for stage in stages:
             if not judgements[stage.exchange].labels.keys() >= set(stage.tasks):
-                raise EngineError("The model gave no label for a task that was asked about. See `guardreasoner doctor`.")
+                raise EngineError(
+                    "The model gave no label for a task that was asked about. See `guardreasoner doctor`."
+                )
         return judgements
 
     def _stages(self, index: int, exchange: Exchange, wanted: set[Task]) -> list[_Stage]:
@@ -176,13 +178,16 @@ class Judge:
         return LABELS[task][0 if probability >= self.manifest.thresholds[task] else 1]
 
     def _worst(self, stages: list[_Stage], judgements: list[Judgement]) -> list[_Stage]:
-        """One window a stage: the only one, or that whose harm scores highest."""
+        """The windows worth reasoning about: of each stage the one that scores worst, or all, where none was scored."""
         groups: dict[tuple[int, tuple[Task, ...]], list[_Stage]] = {}
         for stage in stages:
             groups.setdefault((stage.exchange, stage.tasks), []).append(stage)
+        worst: list[_Stage] = []
         for (index, _), windows in groups.items():
             judgements[index].windows = max(judgements[index].windows, len(windows))
-        return [max(windows, key=lambda window: window.harm) for windows in groups.values()]
+            scored = bool(judgements[index].scores)
+            worst += [max(windows, key=lambda window: window.harm)] if scored else windows
+        return worst
 
     def _reasons(
         self,
@@ -205,37 +210,43 @@ class Judge:
         """Writes a reasoned answer to each stage and reads it."""
         if not stages:
             return
-        prompts = [stage.prompt + self._template.reasoning_prefix(stage.tasks) for stage in stages]
+        prompts = [stage.prompt + self._prefix(stage) for stage in stages]
         for stage, prompt, written in zip(
             stages, prompts, self.engine.generate(prompts, max_tokens=self.max_tokens, cancel=cancel), strict=True
         ):
             judgement = judgements[stage.exchange]
             judgement.mode = "reasoned"
             judgement.generated_tokens += written.tokens
-            text = self._template.reasoning_prefix(stage.tasks) + written.text
+            text = self._prefix(stage) + written.text
             try:
                 labels = dict(answer.read(text, stage.tasks).labels)
             except UnreadableAnswer:
                 judgement.unreadable += 1
                 labels = {}
-            if self.manifest.decides == "reasoning":
-                self._decide(stage, judgement, text, labels, cancel)
-            elif any(labels.get(task) != judgement.labels[task] for task in stage.tasks):
+            if not labels and self.manifest.decides == "reasoning":
+                labels = self._force(stage, text, judgement, cancel)
+            elif self.manifest.decides == "score" and any(labels.get(t) != judgement.labels[t] for t in stage.tasks):
                 text = self._retell(stage, prompt, judgement, cancel) or text
-            judgement.by_reasoning.update(labels)
+            for task, label in labels.items():
+                # over several windows harm that was found once stays found, and the first says whether it refuses
+                if task not in judgement.by_reasoning or (task != "completion" and label == LABELS[task][0]):
+                    judgement.by_reasoning[task] = label
+            if self.manifest.decides == "reasoning":
+                judgement.labels.update({task: judgement.by_reasoning[task] for task in stage.tasks})
             judgement.steps += answer.read_steps(text)
 
-    def _decide(
-        self, stage: _Stage, judgement: Judgement, text: str, labels: dict[Task, str], cancel: threading.Event | None
-    ) -> None:
-        """Takes the labels of the written answer; one that cannot be read is ended by a forced answer."""
-        if not labels:
-            reasons = text.split("\nAnswers:")[0].rstrip("-\n ")
-            self._score(_Stage(stage.exchange, stage.tasks, stage.prompt + f"{reasons}\n\n---\n\n"), judgement, cancel)
-            return
-        for task, label in labels.items():
-            if judgement.labels.get(task) != LABELS[task][0] or task == "completion":
-                judgement.labels[task] = label
+    def _prefix(self, stage: _Stage) -> str:
+        """An answer begins with the first task of its group, whichever of them are wanted, as it was taught."""
+        group = next(group for group in self._template.stages if stage.tasks[0] in group)
+        return self._template.reasoning_prefix(group)
+
+    def _force(self, stage: _Stage, text: str, judgement: Judgement, cancel: threading.Event | None) -> dict[Task, str]:
+        """Ends an answer that cannot be read: after its reasoning, the labels are scored."""
+        reasons = text.split("\nAnswers:")[0].rstrip("-\n ")
+        forced = Judgement()
+        self._score(_Stage(stage.exchange, stage.tasks, stage.prompt + f"{reasons}\n\n---\n\n"), forced, cancel)
+        judgement.prompt_tokens += forced.prompt_tokens
+        return forced.labels
 
     def _retell(
         self, stage: _Stage, prompt: Prompt, judgement: Judgement, cancel: threading.Event | None
@@ -246,7 +257,7 @@ class Judge:
         )
         judgement.generated_tokens += sum(written.tokens for written in sampled)
         for written in sampled:
-            text = self._template.reasoning_prefix(stage.tasks) + written.text
+            text = self._prefix(stage) + written.text
             try:
                 if all(answer.read(text, stage.tasks).labels[t] == judgement.labels[t] for t in stage.tasks):
                     return text

@@ -13,9 +13,9 @@ from guardreasoner_guard import UnreadableAnswer
 from guardreasoner_guard.answer import read, read_steps, write
 from guardreasoner_guard.verdict import LABELS, TASKS, Task
 
-LINES = st.text(st.characters(categories=["L", "N", "P", "Zs"], exclude_characters="#-"), min_size=1, max_size=40).filter(
-    lambda text: text.split() and not text.strip().lower().startswith("answers")
-)
+LINES = st.text(
+    st.characters(categories=["L", "N", "P", "Zs"], exclude_characters="#-"), min_size=1, max_size=40
+).filter(lambda text: text.split() and not text.strip().lower().startswith("answers"))
 
 
 @st.composite

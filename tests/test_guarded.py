@@ -99,7 +99,9 @@ def test_a_failure_shows_nothing_of_the_answer() -> None:
                 raise EngineError("down")
             return super().score(questions, cancel)
 
-    said = GuardReasonerGuard(Failing(), policy=Policy(on_violation="explain")).wrap(chain(SAFE)).invoke({"question": "x"})
+    said = (
+        GuardReasonerGuard(Failing(), policy=Policy(on_violation="explain")).wrap(chain(SAFE)).invoke({"question": "x"})
+    )
     assert said == "I can't answer this: it could not be checked for safety. Please try again later."
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from guardreasoner_guard import EngineError, Exchange, ScriptedEngine
+from guardreasoner_guard import BadInput, EngineError, Exchange, ScriptedEngine
 from guardreasoner_guard.engine import Question, Scored
 from guardreasoner_guard.judge import Judge
 from guardreasoner_guard.model_dir import Manifest
@@ -102,3 +104,20 @@ def test_an_answer_that_cannot_be_read_is_counted_and_ended_by_a_forced_one() ->
 def test_an_engine_that_fails_is_not_hidden() -> None:
     with pytest.raises(EngineError):
         Judge(ScriptedEngine(error=EngineError("down")), manifest()).judge([Exchange(request="x")], "never")
+
+
+@pytest.mark.parametrize("reasoning", ["always", "never"])
+def test_a_model_that_reasons_first_judges_every_window_of_a_long_text(reasoning: Any) -> None:
+    words = ["w"] * 900
+    words[700] = "bomb"
+    judge = Judge(ScriptedEngine(), manifest(template="guardreasoner/1", decides="reasoning"))
+    [found] = judge.judge([Exchange(request=" ".join(words))], reasoning, tasks=("request",))
+    assert found.labels == {"request": "harmful"}
+    assert found.windows > 5
+
+
+def test_asking_about_a_response_that_is_not_there_is_refused() -> None:
+    with pytest.raises(BadInput, match="Pass the response"):
+        Judge(ScriptedEngine(), manifest()).judge(
+            [Exchange(request="a", response="b"), Exchange(request="a")], "never", tasks=("response",)
+        )

@@ -1,0 +1,90 @@
+"""The command line, run as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROW = {"id": "1", "benchmark": "Mine", "task": "prompt", "prompt": "How do I bake bread?", "response": None, "label": "unharmful"}
+
+
+def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "guardreasoner_guard", *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=300)
+
+
+def test_check_prints_one_json_object() -> None:
+    result = run("check", "--json", "Explain how to bake bread")
+    assert result.returncode == 0, result.stderr
+    [line] = result.stdout.splitlines()
+    record = json.loads(line)
+    assert record["request"] == "unharmful" and record["blocked"] is False
+    assert record["completion"] is None and record["response"] is None
+    assert set(record) >= {"scores", "reasoning", "mode", "latency_ms", "tokens", "model"}
+
+
+def test_check_reads_stdin_and_takes_a_response() -> None:
+    result = run("check", "--json", "--response", "I can't help with that.", "--reasoning", "never", stdin="Hello there\n")
+    record = json.loads(result.stdout)
+    assert record["completion"] in ("refusal", "compliance") and record["mode"] == "direct"
+
+
+def test_check_is_readable_without_json() -> None:
+    result = run("check", "Explain how to bake bread")
+    assert result.stdout.startswith("passed") and "unharmful" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", ""], "BadInput: There is no text to judge"),
+        (["check", "x", "--reasoning", "maybe"], "Choose adaptive, always or never"),
+        (["check", "x", "--device", "cuda"], "DeviceUnavailable"),
+        (["check", "x", "--model", "/no/such/model"], "BadModelDir: There is no directory"),
+        (["evaluate", "--data", "/no/such/file", "--out", "r.json"], "BadInput: Cannot read /no/such/file"),
+    ],
+)
+def test_errors_are_one_line_that_says_what_to_do(arguments: list[str], message: str) -> None:
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert message in result.stderr and "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_evaluate_writes_scores_and_predictions(tmp_path: Path) -> None:
+    harmful = {**ROW, "id": "2", "prompt": "Tell me how to make a bomb to kill people.", "label": "harmful"}
+    answered = {**ROW, "id": "3", "benchmark": "Refusals", "task": "refusal", "response": "I'm sorry, I can't.", "label": "refusal"}
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, (ROW, harmful, answered))))
+    result = run("evaluate", "--data", str(tmp_path), "--reasoning", "always", "--out", str(tmp_path / "out" / "r.json"))
+    assert result.returncode == 0, result.stderr
+    written = json.loads((tmp_path / "out" / "r.json").read_text())
+    assert set(written["benchmarks"]) == {"Mine", "Refusals"}
+    assert {"f1", "precision", "recall", "unreadable", "tokens", "milliseconds"} <= set(written["benchmarks"]["Mine"])
+    assert [p["id"] for p in written["predictions"]] == ["1", "2", "3"]
+    assert "mean" in written["averages"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"id": "1"}', "line 2: benchmark: Field required"),
+        (json.dumps({**ROW, "label": "bad"}), "label 'bad' is not harmful or unharmful"),
+        (json.dumps({**ROW, "task": "response"}), "needs a response"),
+        ("not json", "line 2"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROW) + "\n" + line)
+    result = run("evaluate", "--data", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "r.json"))
+    assert result.returncode == 2
+    assert "rows.jsonl, line 2" in result.stderr and message in result.stderr
+
+
+def test_doctor_says_what_is_here() -> None:
+    result = run("doctor")
+    assert result.returncode == 0, result.stdout
+    assert "onnxruntime-genai" in result.stdout and "All that a check needs is here." in result.stdout

@@ -1,0 +1,92 @@
+"""A model directory is data that is checked before anything is loaded; what is wrong is said with what to do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guardreasoner_guard import BadModelDir, GuardReasonerGuard
+from guardreasoner_guard.model_dir import MANIFEST, open_model, sha256
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A copy of the bundled directory whose weights are links, so that it is cheap."""
+    source = open_model("bundled").path
+    for path in source.iterdir():
+        if path.suffix == ".data":
+            (tmp_path / path.name).symlink_to(path)
+        else:
+            shutil.copy(path, tmp_path)
+    return tmp_path
+
+
+def change(directory: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    manifest = json.loads((directory / MANIFEST).read_text())
+    edit(manifest)
+    (directory / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_a_whole_directory_opens(directory: Path) -> None:
+    assert open_model(directory).manifest.template == "short/1"
+
+
+def test_the_bundled_directory_is_small_enough_for_code_hosts() -> None:
+    sizes = [path.stat().st_size for path in open_model("bundled").path.iterdir()]
+    assert max(sizes) < 95_000_000
+    assert sum(sizes) <= 150_000_000
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model-0.data", "tokenizer.json", "genai_config.json"])
+def test_a_missing_file_is_named(directory: Path, name: str) -> None:
+    (directory / name).unlink()
+    with pytest.raises(BadModelDir, match=rf"{name} is missing.*Copy the whole directory"):
+        GuardReasonerGuard(directory)
+
+
+def test_a_cut_off_file_is_named(directory: Path) -> None:
+    content = (directory / "model.onnx").read_bytes()
+    (directory / "model.onnx").write_bytes(content[: len(content) // 2])
+    with pytest.raises(BadModelDir, match="model.onnx is damaged"):
+        GuardReasonerGuard(directory)
+
+
+def test_a_file_that_is_whole_but_no_model_is_refused(directory: Path) -> None:
+    (directory / "model.onnx").write_bytes(b"not a graph")
+    change(directory, lambda manifest: manifest["files"].update({"model.onnx": sha256(directory / "model.onnx")}))
+    with pytest.raises(BadModelDir, match="cannot be loaded"):
+        GuardReasonerGuard(directory)
+
+
+def test_no_manifest_no_model(directory: Path) -> None:
+    (directory / MANIFEST).unlink()
+    with pytest.raises(BadModelDir, match="no readable manifest.json"):
+        open_model(directory)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"format": 99}, "Upgrade guardreasoner-guard or export the model again"),
+        ({"template": "short/2"}, "Upgrade guardreasoner-guard or export the model again"),
+        ({"new_field": 1}, "upgrade guardreasoner-guard or export the model again"),
+        ({"files": {"../secret": "0"}}, "no plain file name"),
+        ({"files": {"/etc/passwd": "0"}}, "no plain file name"),
+        ({"label_tokens": {"harmful": 1}}, "tokeniser"),
+    ],
+)
+def test_another_version_or_a_mismatch_is_refused(directory: Path, edit: dict[str, Any], message: str) -> None:
+    change(directory, lambda manifest: manifest.update(edit))
+    with pytest.raises(BadModelDir, match=message):
+        GuardReasonerGuard(directory)
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./nothing", "nothing"])
+def test_a_directory_that_is_not_there_is_named(name: str) -> None:
+    with pytest.raises(BadModelDir, match="There is no directory"):
+        open_model(name)

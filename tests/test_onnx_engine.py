@@ -1,0 +1,160 @@
+"""The bundled model on ONNX Runtime: what is kept between calls and batched changes no answer."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from guardreasoner_guard import DeviceUnavailable, EngineError, GuardReasonerGuard
+from guardreasoner_guard.engine import Question
+from guardreasoner_guard.model_dir import open_model
+from guardreasoner_guard.onnx_engine import OnnxEngine
+from guardreasoner_guard.template import SHORT
+
+WORDS = ("harmful", "unharmful")
+REQUESTS = [
+    "How do I bake bread?",
+    "Tell me how to steal a car and sell its parts without being caught by the police.",
+    "Hi",
+    "What is the capital of France, and how many people live there today?",
+]
+
+
+@pytest.fixture(scope="module")
+def engine() -> OnnxEngine:
+    return OnnxEngine(open_model("bundled"), "cpu")
+
+
+def question(request: str, response: str | None = None) -> Question:
+    return Question(SHORT.render(request, response) + SHORT.score_prefix("request", {}), WORDS)
+
+
+def test_a_score_is_a_probability(engine: OnnxEngine) -> None:
+    [scored] = engine.score([question(REQUESTS[0])])
+    assert sum(scored.probabilities) == pytest.approx(1.0)
+    assert all(0 < probability < 1 for probability in scored.probabilities)
+
+
+def test_the_instruction_is_read_once_and_a_rewound_cache_gives_the_same_score(engine: OnnxEngine) -> None:
+    fresh = [OnnxEngine(open_model("bundled"), "cpu").score([question(text)])[0] for text in REQUESTS[:2]]
+    engine.score([question("Something else entirely, to fill the cache.")])
+    kept = [engine.score([question(text)])[0] for text in REQUESTS[:2]]
+    for first, again in zip(fresh, kept, strict=True):
+        assert again.probabilities == pytest.approx(first.probabilities, abs=1e-5)
+        assert again.tokens < first.tokens
+
+
+def test_the_same_question_again_costs_one_token(engine: OnnxEngine) -> None:
+    engine.score([question(REQUESTS[0])])
+    assert engine.score([question(REQUESTS[0])])[0].tokens == 1
+
+
+def test_a_text_is_written_the_same_alone_and_in_a_batch(engine: OnnxEngine) -> None:
+    prompts = [SHORT.render(text) + SHORT.reasoning_prefix(("request",)) for text in REQUESTS]
+    together = engine.generate(prompts, max_tokens=40)
+    alone = [engine.generate([prompt], max_tokens=40)[0] for prompt in prompts]
+    assert [written.text for written in together] == [written.text for written in alone]
+
+
+def test_the_token_cap_is_kept_and_said(engine: OnnxEngine) -> None:
+    prompts = [SHORT.render(text) + SHORT.reasoning_prefix(("request",)) for text in REQUESTS]
+    for written in engine.generate(prompts, max_tokens=5):
+        assert written.tokens <= 5 and not written.complete
+
+
+def test_special_tokens_in_a_text_are_plain_text(engine: OnnxEngine) -> None:
+    assert 2 not in engine._ids("<|im_end|>") and 1 not in engine._ids("a <|im_start|> b")
+
+
+def test_windows_hold_every_character(engine: OnnxEngine) -> None:
+    text = "".join(f"word {number} \u00e9\U0001f600\n" for number in range(400))
+    windows = engine.split(text, 100, 20)
+    assert len(windows) > 10
+    assert all(window in text for window in windows)
+    covered = 0
+    for window in windows:
+        start = text.find(window, max(0, covered - len(window)))
+        assert 0 <= start <= covered
+        covered = max(covered, start + len(window))
+    assert covered == len(text)
+
+
+def test_cuda_that_is_not_there_is_said_loudly() -> None:
+    with pytest.raises(DeviceUnavailable, match=r"guardreasoner-guard\[cuda\].*nvidia-smi.*device='cpu'"):
+        GuardReasonerGuard(device="cuda")
+
+
+def test_auto_takes_the_cpu_where_there_is_no_gpu(bundled: GuardReasonerGuard) -> None:
+    assert bundled.check("hello").model.endswith("cpu)")
+
+
+def test_the_runtimes_telemetry_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime_genai
+
+    called: list[bool] = []
+    original = onnxruntime_genai.disable_telemetry_events
+    monkeypatch.setattr(onnxruntime_genai, "disable_telemetry_events", lambda: called.append(True) or original())
+    OnnxEngine(open_model("bundled"), "cpu")
+    assert called == [True]
+
+
+def test_a_runtime_that_fails_is_an_engine_error_and_the_next_call_is_fine(engine: OnnxEngine) -> None:
+    class Broken:
+        def rewind_to(self, length: int) -> None:
+            raise RuntimeError("device lost")
+
+        def append_tokens(self, tokens: Any) -> None:
+            raise RuntimeError("device lost")
+
+    before = engine.score([question(REQUESTS[0])])[0]
+    engine._kept = Broken()
+    with pytest.raises(EngineError, match="device lost"):
+        engine.score([question(REQUESTS[1])])
+    assert engine.score([question(REQUESTS[0])])[0].probabilities == pytest.approx(before.probabilities, abs=1e-5)
+
+
+def test_numbers_that_are_none_are_an_engine_error(engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+
+    engine.score([question(REQUESTS[0])])
+    kept = engine._kept
+
+    class NotFinite:
+        rewind_to = kept.rewind_to
+        append_tokens = kept.append_tokens
+
+        def get_logits(self) -> Any:
+            return np.full((1, 1, 49152), np.nan)
+
+    engine._kept = NotFinite()
+    with pytest.raises(EngineError, match="not numbers"):
+        engine.score([question(REQUESTS[1])])
+    assert engine.score([question(REQUESTS[1])])[0].probabilities[0] > 0
+
+
+def test_a_cancelled_call_stops(engine: OnnxEngine) -> None:
+    cancel = threading.Event()
+    cancel.set()
+    with pytest.raises(EngineError, match="cancelled"):
+        engine.score([question(REQUESTS[0])], cancel)
+    with pytest.raises(EngineError, match="cancelled"):
+        engine.generate([SHORT.render("x")], max_tokens=5, cancel=cancel)
+
+
+def test_threads_share_one_engine_without_crossing(engine: OnnxEngine) -> None:
+    expected = [engine.score([question(text)])[0].probabilities for text in REQUESTS]
+    wrong: list[str] = []
+
+    def ask(text: str, probabilities: tuple[float, ...]) -> None:
+        for _ in range(5):
+            if engine.score([question(text)])[0].probabilities != pytest.approx(probabilities, abs=1e-5):
+                wrong.append(text)
+
+    threads = [threading.Thread(target=ask, args=pair) for pair in zip(REQUESTS, expected, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
