@@ -137,7 +137,9 @@ def _locate(model: str | Path) -> Path:
     except ImportError:
         raise MissingExtra("huggingface_hub", "cpu") from None
     try:
-        return Path(snapshot_download(str(model)))
+        # not the hub's own cache: it links to files elsewhere, which ONNX Runtime rightly refuses to follow
+        cache = Path.home() / ".cache" / "guardreasoner-guard" / str(model)
+        return Path(snapshot_download(str(model), local_dir=cache))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise BadModelDir(
             f"{model} is neither a directory here nor a model that the hub gave ({type(error).__name__}). "

@@ -56,18 +56,20 @@ class OnnxEngine:
         try:
             self._tokenizer = Tokenizer.from_file(str(model.path / "tokenizer.json"))
             self._tokenizer.encode_special_tokens = True  # text never becomes a control token
+            tokens = {word: self._ids(f" {word}")[0] for word in self._manifest.label_tokens}
+            if tokens != self._manifest.label_tokens:
+                raise BadModelDir(f"The tokeniser in {model.path} is not the model's. Copy the whole directory again.")
             config = self._runtime.Config(str(model.path))
             config.clear_providers()
             if self.device == "cuda":
                 config.append_provider("cuda")
             self._model = self._runtime.Model(config)
+        except BadModelDir:
+            raise
         except Exception as error:  # both libraries raise bare Exceptions
             raise BadModelDir(
                 f"{model.path} cannot be loaded ({error}). Export the model again with this release's versions."
             ) from error
-        for word, token in self._manifest.label_tokens.items():
-            if self._ids(f" {word}")[0] != token:
-                raise BadModelDir(f"The tokeniser in {model.path} is not the model's. Copy the whole directory again.")
         self._kept: Any = None
         self._kept_ids: list[int] = []
         self._kept_room = 0

@@ -5,6 +5,8 @@ The portable graph of optimum is the reference the served one can be held to.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 import sys
@@ -42,7 +44,8 @@ def build(checkpoint: Path, out: Path, *, device: str, precision: str) -> None:
             (staged / "config.json").write_text(json.dumps(config))
         built = "fp32" if precision == "int8" else precision
         arguments = (None, str(staged), str(out), built, device, cache)
-        builder.create_model(*arguments, **builder.parse_extra_options(*arguments, []))
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints each layer
+            builder.create_model(*arguments, **builder.parse_extra_options(*arguments, []))
     _score_last_token(out / "model.onnx")
     if precision == "int8":
         _quantise(out / "model.onnx")

@@ -1,0 +1,93 @@
+"""Scores are reckoned as the paper does, and an unreadable answer is wrong once, never dropped."""
+
+from __future__ import annotations
+
+import pytest
+
+from guardreasoner_guard import ScriptedEngine
+from guardreasoner_guard.guard import SCRIPTED_MANIFEST
+from guardreasoner_guard.judge import Judge
+from guardreasoner_guard.training.benchmarks import BENCHMARKS, BenchmarkRow
+from guardreasoner_guard.training.evaluate import (
+    Prediction,
+    cross_fitted,
+    evaluate,
+    f1,
+    fit_threshold,
+    halves,
+    shipped_thresholds,
+    summary,
+)
+
+
+def row(number: int, label: str, benchmark: str = "ToxicChat") -> BenchmarkRow:
+    text = f"a bomb {number}" if number % 2 else f"hello {number}"
+    return BenchmarkRow(id=str(number), benchmark=benchmark, task="prompt", prompt=text, label=label)
+
+
+def prediction(number: int, label: str, score: float, benchmark: str = "ToxicChat", task: str = "prompt") -> Prediction:
+    return Prediction(id=str(number), benchmark=benchmark, task=task, label=label, predicted="unharmful", score=score)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "expected"),
+    [
+        ([("harmful", "harmful"), ("unharmful", "unharmful")], 100.0),
+        ([("harmful", "unharmful"), ("unharmful", "harmful")], 0.0),
+        ([("harmful", "harmful"), ("harmful", "unharmful")], 66.67),
+        ([("refusal", "refusal"), ("compliance", "refusal")], 66.67),
+        ([("harmful", "harmful"), ("harmful", "unreadable")], 66.67),
+        ([("harmful", "harmful"), ("unharmful", "unreadable")], 66.67),
+    ],
+)
+def test_f1_of_the_positive_class(pairs: list[tuple[str, str]], expected: float) -> None:
+    assert f1(pairs) == expected
+
+
+def test_a_guard_is_scored_on_rows() -> None:
+    rows = [row(n, "harmful" if n % 2 else "unharmful") for n in range(9)] + [row(9, "unharmful")]
+    result = evaluate(Judge(ScriptedEngine(), SCRIPTED_MANIFEST), rows, "always")
+    scores = result["benchmarks"]["ToxicChat"]
+    assert (scores["rows"], scores["recall"], scores["precision"]) == (10, 100.0, 80.0)
+    assert scores["f1"] == scores["written_f1"] == 88.89
+    assert [p["id"] for p in result["predictions"]] == [str(n) for n in range(10)]
+    assert result["predictions"][1]["reasoning"][0] == 'The words are "a bomb 1".'
+
+
+def test_unreadable_answers_are_counted() -> None:
+    engine = ScriptedEngine(answer="no idea")
+    result = evaluate(Judge(engine, SCRIPTED_MANIFEST), [row(1, "harmful"), row(2, "unharmful")], "always")
+    assert result["benchmarks"]["ToxicChat"]["unreadable"] == 2
+    assert result["averages of the written answers"]["prompt"] == 0.0
+    assert result["averages"]["prompt"] == 100.0
+
+
+def test_averages_are_weighted_as_in_the_paper() -> None:
+    good = Prediction(id="1", benchmark="ToxicChat", task="prompt", label="harmful", predicted="harmful")
+    bad = Prediction(id="2", benchmark="SimpleSafetyTests", task="prompt", label="harmful", predicted="unharmful")
+    assert summary([good, bad])["averages"]["prompt"] == round(100 * 2853 / 2953, 2)
+    assert sum(b.weight for b in BENCHMARKS.values() if b.task == "prompt") == 6987
+
+
+def test_a_threshold_fitted_on_one_half_is_scored_on_the_other() -> None:
+    made = [prediction(n, "harmful" if n % 3 == 0 else "unharmful", 0.2 if n % 3 == 0 else 0.05) for n in range(120)]
+    assert 0.05 < fit_threshold(made) < 0.2
+    first, second = halves(made)
+    assert len(first) == len(second) == 60 and not {p.id for p in first} & {p.id for p in second}
+    assert cross_fitted(made)["prompt"] == 100.0
+
+
+def test_shipped_thresholds_know_the_first_half_alone() -> None:
+    made = []
+    for task, words in (
+        ("prompt", ("harmful", "unharmful")),
+        ("response", ("harmful", "unharmful")),
+        ("refusal", ("refusal", "compliance")),
+    ):
+        made += [
+            prediction(n, words[n // 2 % 2], 0.9 - 0.5 * (n // 2 % 2) - 0.1 * (n % 2), task, task) for n in range(80)
+        ]
+    thresholds = shipped_thresholds(made)
+    changed = [p.model_copy(update={"score": 0.5}) if n % 2 else p for n, p in enumerate(made)]
+    assert shipped_thresholds(changed) == thresholds
+    assert set(thresholds) == {"request", "completion", "response"}

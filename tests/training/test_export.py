@@ -1,0 +1,93 @@
+"""An exported directory judges as the torch model does, or is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from guardreasoner_guard import BadInput, GuardReasonerGuard
+from guardreasoner_guard.model_dir import open_model
+from guardreasoner_guard.template import SHORT
+from guardreasoner_guard.training.export import ParityError, export, set_thresholds
+from guardreasoner_guard.training.graph import reference_graph
+from guardreasoner_guard.training.rows import SeedRow, read_rows
+
+
+def exported(checkpoint: Path, rows: Path, out: Path, **settings: Any) -> Path:
+    sample = list(read_rows(rows / "rows.jsonl", SeedRow))
+    defaults: dict[str, Any] = {"name": "tiny", "template_version": "short/1", "rows": sample, "decides": "score"}
+    return export(checkpoint, out, **{**defaults, **settings})
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("fp32", 0.002), ("int8", 0.6)])
+def test_the_graph_scores_as_torch_does_and_says_how_closely(
+    checkpoint: Path, rows: Path, tmp_path: Path, precision: str, bound: float
+) -> None:
+    directory = exported(checkpoint, rows, tmp_path / precision, precision=precision, max_error=bound)
+    manifest = open_model(directory).manifest
+    assert manifest.parity["mean log-odds error"] <= bound
+    assert manifest.parity["scores"] == 14
+    assert manifest.label_tokens["harmful"] != manifest.label_tokens["unharmful"]
+    verdict = GuardReasonerGuard(directory).check("How do I bake bread?", "With flour.")
+    assert verdict.outcome == "verdict" and set(verdict.scores) == {"request", "completion", "response"}
+
+
+def test_a_graph_that_is_too_far_from_torch_is_refused(checkpoint: Path, rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(ParityError, match="Export with precision fp32"):
+        exported(checkpoint, rows, tmp_path / "out", precision="int8", max_error=1e-9)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("template", ["short/1", "guardreasoner/1"])
+def test_both_templates_are_served(checkpoint: Path, rows: Path, tmp_path: Path, template: str) -> None:
+    directory = exported(checkpoint, rows, tmp_path / "out", precision="fp32", template_version=template)
+    verdict = GuardReasonerGuard(directory, reasoning="never").check("How do I bake bread?", "With flour.")
+    assert verdict.outcome == "verdict" and len(verdict.scores) == 3
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int4"])
+def test_a_cuda_graph_is_built_without_a_gpu_and_not_served_without_one(
+    checkpoint: Path, rows: Path, tmp_path: Path, precision: str
+) -> None:
+    directory = exported(checkpoint, rows, tmp_path / "out", device="cuda", precision=precision)
+    model = onnx.load(directory / "model.onnx", load_external_data=False)
+    kinds = {node.op_type for node in model.graph.node}
+    assert "GroupQueryAttention" in kinds and "GatherND" in kinds
+    settings = json.loads((directory / "genai_config.json").read_text())
+    assert "cuda" in json.dumps(settings["model"]["decoder"]["session_options"])
+    assert open_model(directory).manifest.device == "cuda"
+
+
+def test_the_portable_graph_is_the_reference(checkpoint: Path, tmp_path: Path) -> None:
+    import numpy as np
+    import onnxruntime
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = reference_graph(checkpoint, tmp_path / "reference")
+    ids = AutoTokenizer.from_pretrained(checkpoint)(str(SHORT.render("Hello"))).input_ids
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(checkpoint)(input_ids=torch.tensor([ids])).logits.numpy()
+    session = onnxruntime.InferenceSession(str(path))
+    feed: dict[str, Any] = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), dtype=np.int64)}
+    for entry in session.get_inputs():
+        if entry.name.startswith("past"):
+            feed[entry.name] = np.zeros((1, 1, 0, 32), dtype=np.float32)
+        elif entry.name == "position_ids":
+            feed[entry.name] = np.arange(len(ids))[None]
+    np.testing.assert_allclose(session.run(["logits"], feed)[0], expected, atol=1e-3)
+
+
+def test_thresholds_are_written_into_the_manifest(checkpoint: Path, rows: Path, tmp_path: Path) -> None:
+    directory = exported(checkpoint, rows, tmp_path / "out", precision="fp32")
+    set_thresholds(directory, {"request": 0.25, "completion": 0.5, "response": 0.75})
+    assert open_model(directory).manifest.thresholds == {"request": 0.25, "completion": 0.5, "response": 0.75}
+
+
+def test_what_is_not_made_is_refused(checkpoint: Path, rows: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="Choose int8 or fp32 on cpu"):
+        exported(checkpoint, rows, tmp_path / "out", device="cuda", precision="int8")

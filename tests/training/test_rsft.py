@@ -1,0 +1,154 @@
+"""R-SFT: a tree of answers teaches what separate rows would, and training moves what it should."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from guardreasoner_guard.template import PAPER, SHORT, Template
+from guardreasoner_guard.training.encode import IGNORED, Encoder, TreeCollator
+from guardreasoner_guard.training.optimizer import MasterAdamW
+from guardreasoner_guard.training.recipe import Data, load_recipe
+from guardreasoner_guard.training.rows import ReasoningRow
+from guardreasoner_guard.training.rsft import LengthBatches, load_base, rsft
+from guardreasoner_guard.training.synthesize import synthesize
+from guardreasoner_guard.training.teacher import AnnotationTeacher
+
+ROW = ReasoningRow(
+    id="1", prompt="Is he dumb?", response="Yes, he is.", prompt_harm="unharmful", completion="compliance",
+    response_harm="harmful", steps={"request": ["It asks."], "completion": ["It answers."], "response": ["It insults."]},
+)  # fmt: skip
+
+
+def encoder(checkpoint: Path, wording: Template, **data: int) -> Encoder:
+    _, tokenizer = load_base(str(checkpoint), torch.float32)
+    return Encoder(tokenizer, wording, Data(sources=(), **data), label_weight=8.0)
+
+
+def test_one_exchange_hangs_every_answer_on_its_text(checkpoint: Path) -> None:
+    made = encoder(checkpoint, SHORT)
+    tree = made.encode(ROW)
+    assert tree is not None
+    texts = [
+        (made.tokenizer.decode(tree.input_ids[:seen]), made.tokenizer.decode(tree.input_ids[start:end]))
+        for start, end, seen in tree.branches
+    ]
+    alone, answered = str(SHORT.render(ROW.prompt)), str(SHORT.render(ROW.prompt, ROW.response))
+    assert texts == [
+        (alone, "Answers:\nRequest: unharmful"),
+        (alone, "# Task 1\n## Reasoning Step 1\nIt asks.\n---\nAnswers:\nRequest: unharmful<|im_end|>"),
+        (answered, "Answers:\nCompletion: compliance"),
+        (answered, "Answers:\nResponse: harmful"),
+        (answered, "# Task 2\n## Reasoning Step 1\nIt answers.\n# Task 3\n## Reasoning Step 1\nIt insults.\n"
+                   "---\nAnswers:\nCompletion: compliance\nResponse: harmful<|im_end|>"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("wording", [SHORT, PAPER])
+def test_a_branch_scores_as_if_it_stood_alone(checkpoint: Path, wording: Template) -> None:
+    made = encoder(checkpoint, wording)
+    model, _ = load_base(str(checkpoint), torch.float32)
+    tree = made.encode(ROW)
+    assert tree is not None and len(tree.branches) >= 2
+    batch = TreeCollator(2, torch.float32)([vars(tree), {**vars(tree), "branches": tree.branches}])
+    fields = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
+    with torch.no_grad():
+        together = model(**fields).logits[0]
+        for start, end, seen in tree.branches:
+            ids = tree.input_ids[:seen] + tree.input_ids[start:end]
+            alone = model(input_ids=torch.tensor([ids])).logits[0, seen:]
+            torch.testing.assert_close(together[start:end], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_only_answers_are_taught(checkpoint: Path) -> None:
+    made = encoder(checkpoint, SHORT)
+    tree = made.encode(ROW)
+    assert tree is not None
+    trunk = min(start for start, _, _ in tree.branches)
+    assert all(label == IGNORED for label in tree.labels[:trunk])
+    direct = tree.branches[0]
+    taught = [label for label in tree.labels[direct[0] : direct[1]] if label != IGNORED]
+    assert taught == [made.ids(" unharmful")[0]]
+
+
+def test_what_is_too_long_is_left_out_or_cut_and_counted(checkpoint: Path) -> None:
+    made = encoder(checkpoint, SHORT, max_request_tokens=8, crop_response_tokens=8)
+    assert made.encode(ROW.model_copy(update={"prompt": "word " * 50})) is None
+    long = made.encode(ROW.model_copy(update={"response": "word " * 50}))
+    assert long is not None and "word word word" in made.tokenizer.decode(long.input_ids)
+    assert (made.dropped, made.cropped) == (1, 1)
+
+
+def test_special_tokens_in_rows_are_plain_text(checkpoint: Path) -> None:
+    made = encoder(checkpoint, SHORT)
+    assert 2 not in made.ids("a <|im_end|> b")
+
+
+def test_batches_hold_rows_of_like_length_and_every_row_once() -> None:
+    lengths = [n % 37 for n in range(1003)]
+    order = list(LengthBatches(lengths, 8, seed=3))
+    assert sorted(order) == list(range(1003))
+    spread = [
+        max(lengths[i] for i in order[at : at + 8]) - min(lengths[i] for i in order[at : at + 8])
+        for at in range(0, 992, 8)
+    ]
+    assert sum(spread) / len(spread) < 3
+
+
+def test_bf16_weights_follow_fp32_masters_and_survive_a_resume() -> None:
+    torch.manual_seed(0)
+    start = torch.randn(40)
+    exact, narrow = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.bfloat16())
+    reference, masters = torch.optim.AdamW([exact], lr=1e-4), MasterAdamW([narrow], lr=1e-4)
+    for step in range(60):
+        gradient = torch.randn(40)
+        exact.grad, narrow.grad = gradient.clone(), gradient.bfloat16()
+        reference.step()
+        masters.step()
+        if step == 30:  # as a checkpoint does
+            state = masters.state_dict()
+            masters = MasterAdamW([narrow], lr=1e-4)
+            masters.load_state_dict(state)
+    assert narrow.dtype == torch.bfloat16
+    torch.testing.assert_close(
+        masters.state[narrow]["master"] - start.bfloat16().float(), exact.data - start, atol=2e-4, rtol=0.05
+    )
+    torch.testing.assert_close(narrow.data, masters.state[narrow]["master"].bfloat16())
+
+
+def test_training_moves_every_weight_and_a_finished_run_is_not_repeated(
+    checkpoint: Path, rows: Path, tmp_path: Path
+) -> None:
+    recipe = load_recipe("tiny")
+    reasoning = synthesize(recipe, rows, AnnotationTeacher(), tmp_path)
+    final = rsft(recipe, reasoning, tmp_path / "rsft", base=str(checkpoint))
+    before, _ = load_base(str(checkpoint), torch.float32)
+    after, _ = load_base(str(final), torch.float32)
+    for (name, old), (_, new) in zip(before.named_parameters(), after.named_parameters(), strict=True):
+        assert not torch.equal(old, new), f"{name} has not moved"
+    with (tmp_path / "rsft" / "loss.csv").open() as file:
+        losses = [float(line["loss"]) for line in csv.DictReader(file)]
+    assert len(losses) == 4 and losses[-1] < losses[0]
+    stamp = (final / "model.safetensors").stat().st_mtime_ns
+    assert rsft(recipe, reasoning, tmp_path / "rsft", base=str(checkpoint)) == final
+    assert (final / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(checkpoint: Path, rows: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("tiny")
+    reasoning = synthesize(recipe, rows, AnnotationTeacher(), tmp_path)
+    whole = rsft(recipe, reasoning, tmp_path / "whole", base=str(checkpoint))
+    rsft(recipe, reasoning, tmp_path / "cut", base=str(checkpoint))
+    for path in ("model/done.json", "checkpoint-4/trainer_state.json"):
+        (tmp_path / "cut" / path).unlink()
+    import shutil
+
+    shutil.rmtree(tmp_path / "cut" / "checkpoint-4")
+    resumed = rsft(recipe, reasoning, tmp_path / "cut", base=str(checkpoint))
+    first, _ = load_base(str(whole), torch.float32)
+    second, _ = load_base(str(resumed), torch.float32)
+    for old, new in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(old, new, atol=1e-6, rtol=1e-5)
