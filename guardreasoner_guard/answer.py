@@ -35,7 +35,8 @@ def read(text: str, asked: Sequence[Task] = TASKS) -> Answer:
     """Reads an answer of the form `# Task n` / `## Reasoning Step k` / `Answers:`.
 
     The last `Answers:` block counts (the published models now and then write it as a heading). A label
-    line must hold one of the method's two words for its task, once; other tasks than those asked may say anything (the published models write `None`).
+    line must hold one of the method's two words for its task, once; other tasks than those asked may say
+    anything (the published models write `None`).
 
     Args:
         text: The model's answer.

@@ -30,9 +30,8 @@ _PACKAGES = {
 def examine(model: str, device: str) -> bool:
     """Prints a report; returns whether a real check went through."""
     console = Console()
-    console.print(
-        f"guardreasoner-guard {metadata.version('guardreasoner-guard')}, Python {sys.version.split()[0]}, {platform.platform()}"
-    )
+    version = metadata.version("guardreasoner-guard")
+    console.print(f"guardreasoner-guard {version}, Python {sys.version.split()[0]}, {platform.platform()}")
     for package, extra in _PACKAGES.items():
         try:
             console.print(f"  {package:<24}{metadata.version(package)}")

@@ -61,7 +61,8 @@ def read_exchange(value: Any, response: str | None = None) -> Exchange:
 def text_of(value: Any) -> str:
     """The text of one value: str, message, content parts, or a dict that holds a text.
 
-    Of a state with messages it is the last one's. Parts that are not text (images, audio) stand as `[image_url]`, so that they are seen to be there.
+    Of a state with messages it is the last one's. Parts that are not text (images, audio) stand as
+    `[image_url]`, so that they are seen to be there.
 
     Raises:
         BadInput: The value is of a type that holds no text.

@@ -215,7 +215,7 @@ def _score_last_token(path: Path) -> None:
     """
     model = onnx.load(path)
     graph = model.graph
-    head = next(node for node in graph.node if node.name == _HEAD)
+    head = next(node for node in graph.node if node.name.startswith(_HEAD))  # int4 adds a suffix
     hidden = head.input[0]
     one = _constant(graph, np.array(1, dtype=np.int64), "/last/one")
     axes = _constant(graph, np.array([1], dtype=np.int64), "/last/axes")

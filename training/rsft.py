@@ -141,12 +141,17 @@ class LengthBatches(torch.utils.data.Sampler[int]):
         self.lengths = list(lengths)
         self.batch = batch
         self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called before each pass, so that every pass has an order of its own."""
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        chance = random.Random(self.seed)
+        chance = random.Random(self.seed + self.epoch)
         order = list(range(len(self.lengths)))
         chance.shuffle(order)
         pool = self.batch * 64

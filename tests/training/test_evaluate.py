@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
-from guardreasoner_guard import ScriptedEngine
-from guardreasoner_guard.guard import SCRIPTED_MANIFEST
-from guardreasoner_guard.judge import Judge
 from guardreasoner_guard.training.benchmarks import BENCHMARKS, BenchmarkRow
 from guardreasoner_guard.training.evaluate import (
     Prediction,
@@ -18,6 +14,10 @@ from guardreasoner_guard.training.evaluate import (
     shipped_thresholds,
     summary,
 )
+
+from guardreasoner_guard import ScriptedEngine
+from guardreasoner_guard.guard import SCRIPTED_MANIFEST
+from guardreasoner_guard.judge import Judge
 
 
 def row(number: int, label: str, benchmark: str = "ToxicChat") -> BenchmarkRow:

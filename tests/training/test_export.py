@@ -8,13 +8,13 @@ from typing import Any
 
 import onnx
 import pytest
+from guardreasoner_guard.training.export import ParityError, export, set_thresholds
+from guardreasoner_guard.training.graph import reference_graph
+from guardreasoner_guard.training.rows import SeedRow, read_rows
 
 from guardreasoner_guard import BadInput, GuardReasonerGuard
 from guardreasoner_guard.model_dir import open_model
 from guardreasoner_guard.template import SHORT
-from guardreasoner_guard.training.export import ParityError, export, set_thresholds
-from guardreasoner_guard.training.graph import reference_graph
-from guardreasoner_guard.training.rows import SeedRow, read_rows
 
 
 def exported(checkpoint: Path, rows: Path, out: Path, **settings: Any) -> Path:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from guardreasoner_guard import BadInput
 from guardreasoner_guard.training.recipe import Recipe, load_recipe
 from guardreasoner_guard.training.rows import ReasoningRow, SeedRow, read_rows, write_rows
 from guardreasoner_guard.training.seeds import aegis, beavertails, draw, load_hub, toxicchat, wildguard
+
+from guardreasoner_guard import BadInput
 
 
 def test_rows_come_back_as_they_went(tmp_path: Path) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-
-from guardreasoner_guard.template import PAPER, SHORT, Template
 from guardreasoner_guard.training.encode import IGNORED, Encoder, TreeCollator
 from guardreasoner_guard.training.optimizer import MasterAdamW
 from guardreasoner_guard.training.recipe import Data, load_recipe
@@ -16,6 +15,8 @@ from guardreasoner_guard.training.rows import ReasoningRow
 from guardreasoner_guard.training.rsft import LengthBatches, load_base, rsft
 from guardreasoner_guard.training.synthesize import synthesize
 from guardreasoner_guard.training.teacher import AnnotationTeacher
+
+from guardreasoner_guard.template import PAPER, SHORT, Template
 
 ROW = ReasoningRow(
     id="1", prompt="Is he dumb?", response="Yes, he is.", prompt_harm="unharmful", completion="compliance",
@@ -131,7 +132,7 @@ def test_training_moves_every_weight_and_a_finished_run_is_not_repeated(
         assert not torch.equal(old, new), f"{name} has not moved"
     with (tmp_path / "rsft" / "loss.csv").open() as file:
         losses = [float(line["loss"]) for line in csv.DictReader(file)]
-    assert len(losses) == 4 and losses[-1] < losses[0]
+    assert len(losses) == 4 and sum(losses[2:]) < sum(losses[:2])  # two passes over all rows
     stamp = (final / "model.safetensors").stat().st_mtime_ns
     assert rsft(recipe, reasoning, tmp_path / "rsft", base=str(checkpoint)) == final
     assert (final / "model.safetensors").stat().st_mtime_ns == stamp
@@ -144,8 +145,6 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(checkpoint: Path, 
     rsft(recipe, reasoning, tmp_path / "cut", base=str(checkpoint))
     for path in ("model/done.json", "checkpoint-4/trainer_state.json"):
         (tmp_path / "cut" / path).unlink()
-    import shutil
-
     shutil.rmtree(tmp_path / "cut" / "checkpoint-4")
     resumed = rsft(recipe, reasoning, tmp_path / "cut", base=str(checkpoint))
     first, _ = load_base(str(whole), torch.float32)

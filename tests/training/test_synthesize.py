@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from guardreasoner_guard.training.recipe import load_recipe
+from guardreasoner_guard.training.rows import ReasoningRow, Rejected, SeedRow, read_rows
+from guardreasoner_guard.training.synthesize import reasoned, statistics, synthesize
+from guardreasoner_guard.training.teacher import AnnotationTeacher, ChatTeacher
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.language_models import FakeListChatModel
 
 from guardreasoner_guard.answer import read
-from guardreasoner_guard.training.recipe import load_recipe
-from guardreasoner_guard.training.rows import ReasoningRow, Rejected, SeedRow, read_rows
-from guardreasoner_guard.training.synthesize import reasoned, statistics, synthesize
-from guardreasoner_guard.training.teacher import AnnotationTeacher, ChatTeacher
 
 LABELS: dict[str, Any] = {"prompt_harm": "harmful", "completion": "refusal", "response_harm": "unharmful"}
 TEXTS = st.lists(
