@@ -55,13 +55,13 @@ def _guarded_function(
     def asked(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exchange:
         bound = signature.bind(*args, **kwargs)
         given = {key: value for key, value in bound.arguments.items() if key not in injected}
-        return guard._read(Exchange(request=describe_call(called, given)), None, None)
+        return guard.read(Exchange(request=describe_call(called, given)))
 
     def answered(request: Exchange, result: Any) -> Exchange | None:
         text = _result_text(result)
         if not text.strip():
             return None
-        return guard._read(request.model_copy(update={"response": text}), None, None)
+        return guard.read(request.model_copy(update={"response": text}))
 
     def instead(verdict: Verdict) -> Any:
         action = guard.policy.on_violation

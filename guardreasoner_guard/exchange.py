@@ -24,7 +24,7 @@ class Exchange(BaseModel):
     request: str
     response: str | None = None
     history: tuple[tuple[str, str], ...] = ()
-    """Earlier (role, text) turns; role is `user` or `assistant`."""
+    """Earlier (role, text) turns, role `user` or `assistant`: context that is read but not judged."""
 
 
 def read_exchange(value: Any, response: str | None = None) -> Exchange:
@@ -107,21 +107,12 @@ def _as_message(item: Any) -> BaseMessage:
 def _from_messages(messages: Sequence[BaseMessage]) -> Exchange:
     """The last human message is the request; an AI message after it is the response.
 
-    What tools returned since the request is untrusted text that reaches the model: it is judged with the
-    request. System messages are the application's own and are not judged.
+    Each turn of a talk is judged as it stands, as the models were taught; earlier ones were judged in their
+    time. What tools returned since the request is untrusted text that reaches the model: it is judged with
+    the request. System messages are the application's own and are not judged.
     """
-    last_human = max((i for i, m in enumerate(messages) if isinstance(m, HumanMessage)), default=None)
-    before = messages[:last_human] if last_human is not None else []
-    since = messages[last_human:] if last_human is not None else messages
+    last_human = max((i for i, m in enumerate(messages) if isinstance(m, HumanMessage)), default=0)
+    since = messages[last_human:]
     request = [text_of(m) for m in since if isinstance(m, (HumanMessage, ToolMessage))]
-    said = [text_of(m) for m in since if isinstance(m, AIMessage)]
-    ends_with_answer = bool(messages) and isinstance(messages[-1], AIMessage)
-    return Exchange(
-        request="\n\n".join(request),
-        response=said[-1] if ends_with_answer else None,
-        history=tuple(
-            ("assistant" if isinstance(m, AIMessage) else "user", text_of(m))
-            for m in before
-            if isinstance(m, (HumanMessage, AIMessage))
-        ),
-    )
+    answered = bool(messages) and isinstance(messages[-1], AIMessage)
+    return Exchange(request="\n\n".join(request), response=text_of(messages[-1]) if answered else None)

@@ -117,19 +117,20 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
         Args:
             request: str, messages, dict or PromptValue.
             response: What was answered; its two labels are None without it.
-            history: Earlier (role, text) turns.
+            history: Earlier (role, text) turns to read it with; they are not judged. The bundled model was
+                taught on single exchanges, so it gains little from them.
 
         Raises:
             BadInput: There is nothing to judge, or more than `max_characters`.
             GuardError: Judging failed and `on_failure` is `raise`.
         """
-        return self._verdicts([self._read(request, response, history)])[0]
+        return self._verdicts([self.read(request, response, history)])[0]
 
     async def acheck(
         self, request: Any, response: str | None = None, *, history: Sequence[tuple[str, str]] | None = None
     ) -> Verdict:
         """`check` without blocking the event loop; cancelling it stops the model."""
-        return (await self._averdicts([self._read(request, response, history)]))[0]
+        return (await self._averdicts([self.read(request, response, history)]))[0]
 
     def check_many(self, exchanges: Iterable[Any]) -> list[Verdict]:
         """Judges many exchanges, answered in order; reasoning is written in batches.
@@ -179,13 +180,13 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
         """`ainvoke` for many inputs, judged as one batch."""
 
         async def checked(values: list[Any]) -> list[Any]:
-            verdicts = await self._averdicts([self._read(value, None, None) for value in values])
+            verdicts = await self._averdicts([self.read(value) for value in values])
             return [self._pass_or_error(value, verdict) for value, verdict in zip(values, verdicts, strict=True)]
 
         return await self._abatch_with_config(checked, inputs, config, return_exceptions=return_exceptions)
 
     def _checked_batch(self, values: list[Any]) -> list[Any]:
-        verdicts = self._verdicts([self._read(value, None, None) for value in values])
+        verdicts = self._verdicts([self.read(value) for value in values])
         return [self._pass_or_error(value, verdict) for value, verdict in zip(values, verdicts, strict=True)]
 
     def _pass(self, value: Any, verdict: Verdict) -> Any:
@@ -220,10 +221,13 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
 
     def _read_one(self, item: Any) -> Exchange:
         if isinstance(item, tuple) and len(item) == 2 and (item[1] is None or isinstance(item[1], str)):
-            return self._read(item[0], item[1], None)
-        return self._read(item, None, None)
+            return self.read(item[0], item[1])
+        return self.read(item)
 
-    def _read(self, request: Any, response: str | None, history: Sequence[tuple[str, str]] | None) -> Exchange:
+    def read(
+        self, request: Any, response: str | None = None, history: Sequence[tuple[str, str]] | None = None
+    ) -> Exchange:
+        """Reads an exchange out of a chain's input and holds it to `max_characters`; see `check`."""
         exchange = read_exchange(request, response)
         if history is not None:
             exchange = exchange.model_copy(update={"history": tuple(history)})

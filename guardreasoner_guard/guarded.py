@@ -1,29 +1,24 @@
 """What `wrap` returns: a runnable whose input is checked before it runs and whose output before it leaves.
 
 Fails closed: nothing of an output is seen before it is cleared, streams included.
+
+Each way of calling drives the same `course`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
-from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
 from langchain_core.runnables.base import coerce_to_runnable
+from langchain_core.runnables.config import ContextThreadPoolExecutor
 from pydantic import ConfigDict
 
-from .errors import BadInput, Blocked
-from .exchange import TEXT_KEYS, Exchange, read_exchange, text_of
+from .course import Batch, Check, Course, by_tasks, course
 from .guard import GuardReasonerGuard
-from .policy import explanation
-from .verdict import Task, Verdict
-
-_OUTPUT_TASKS: tuple[Task, ...] = ("completion", "response")
-_NOTE = "Your last answer was stopped by a safety check: {reasons} Answer again, safely."
+from .verdict import Verdict
 
 
 class Guarded(RunnableSerializable[Any, Any]):
@@ -52,46 +47,101 @@ class Guarded(RunnableSerializable[Any, Any]):
         """
 
         def run(value: Any, run_manager: Any, config: RunnableConfig) -> Any:
-            exchange = self._exchange(value)
-            if self.beside:
-                with ThreadPoolExecutor(1) as thread:
-                    answer = thread.submit(self.runnable.invoke, value, config, **kwargs)
-                    verdict = self._check(exchange, ("request",))
-                    if verdict.blocked:
-                        answer.cancel()
-                        return self._instead(verdict, None)
-                    output = answer.result()
-            else:
-                verdict = self._check(exchange, ("request",))
-                if verdict.blocked:
-                    return self._instead(verdict, None)
-                output = self.runnable.invoke(value, config, **kwargs)
-            return self._cleared(value, exchange, output, config, **kwargs)
+            steps = self._course(value)
+            step = next(steps)
+            while True:
+                if isinstance(step, Check):
+                    result: Any = self._check(step)
+                elif step.beside is None:
+                    result = self.runnable.invoke(step.value, config, **kwargs)
+                else:
+                    thread = ContextThreadPoolExecutor(1)
+                    answer = thread.submit(self.runnable.invoke, step.value, config, **kwargs)
+                    thread.shutdown(wait=False)
+                    verdict = self._check(step.beside)
+                    result = verdict, None if verdict.blocked else answer.result()
+                try:
+                    step = steps.send(result)
+                except StopIteration as done:
+                    return done.value
 
         return self._call_with_config(run, input, config)
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        """`invoke`, asynchronously; beside the check, the call is cancelled when it blocks."""
+        """`invoke`, asynchronously; a call beside a check is cancelled when the check blocks."""
 
         async def run(value: Any, run_manager: Any, config: RunnableConfig) -> Any:
-            exchange = self._exchange(value)
-            if self.beside:
-                answer = asyncio.ensure_future(self.runnable.ainvoke(value, config, **kwargs))
+            steps = self._course(value)
+            step = next(steps)
+            while True:
+                if isinstance(step, Check):
+                    result: Any = await self._acheck(step)
+                elif step.beside is None:
+                    result = await self.runnable.ainvoke(step.value, config, **kwargs)
+                else:
+                    answer = asyncio.ensure_future(self.runnable.ainvoke(step.value, config, **kwargs))
+                    try:
+                        verdict = await self._acheck(step.beside)
+                        result = verdict, None if verdict.blocked else await answer
+                    finally:
+                        answer.cancel()
                 try:
-                    verdict = await self._acheck(exchange, ("request",))
-                    if verdict.blocked:
-                        return self._instead(verdict, None)
-                    output = await answer
-                finally:
-                    answer.cancel()
-            else:
-                verdict = await self._acheck(exchange, ("request",))
-                if verdict.blocked:
-                    return self._instead(verdict, None)
-                output = await self.runnable.ainvoke(value, config, **kwargs)
-            return await self._acleared(value, exchange, output, config, **kwargs)
+                    step = steps.send(result)
+                except StopIteration as done:
+                    return done.value
 
         return await self._acall_with_config(run, input, config)
+
+    # -- batches: all checks of one kind are judged together ---------------------------------------
+
+    def batch(
+        self,
+        inputs: list[Any],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any | None,
+    ) -> list[Any]:
+        """`invoke` for many inputs: their checks are judged, and the runnable is called, as batches."""
+
+        def run(values: list[Any], run_manager: Any, config: list[RunnableConfig]) -> list[Any]:
+            batch = Batch([self._course(value) for value in values])
+            while batch.steps:
+                for tasks, group in by_tasks(batch.steps).items():
+                    verdicts = self.guard._verdicts([check.exchange for _, check in group], tasks)
+                    batch.checked([index for index, _ in group], verdicts)
+                if calls := batch.calls():
+                    settings = [config[index] for index in calls]
+                    values_ = [step.value for step in calls.values()]
+                    batch.called(calls, self.runnable.batch(values_, settings, return_exceptions=True, **kwargs))
+            return batch.results()
+
+        return self._batch_with_config(run, inputs, config, return_exceptions=return_exceptions)
+
+    async def abatch(
+        self,
+        inputs: list[Any],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any | None,
+    ) -> list[Any]:
+        """`batch`, asynchronously."""
+
+        async def run(values: list[Any], run_manager: Any, config: list[RunnableConfig]) -> list[Any]:
+            batch = Batch([self._course(value) for value in values])
+            while batch.steps:
+                for tasks, group in by_tasks(batch.steps).items():
+                    verdicts = await self.guard._averdicts([check.exchange for _, check in group], tasks)
+                    batch.checked([index for index, _ in group], verdicts)
+                if calls := batch.calls():
+                    settings = [config[index] for index in calls]
+                    values_ = [step.value for step in calls.values()]
+                    outputs = await self.runnable.abatch(values_, settings, return_exceptions=True, **kwargs)
+                    batch.called(calls, outputs)
+            return batch.results()
+
+        return await self._abatch_with_config(run, inputs, config, return_exceptions=return_exceptions)
 
     # -- streams: held back until the whole answer is cleared ------------------------------------
 
@@ -103,16 +153,23 @@ class Guarded(RunnableSerializable[Any, Any]):
         """`stream` for an input that arrives in chunks."""
 
         def run(values: Iterator[Any], run_manager: Any, config: RunnableConfig) -> Iterator[Any]:
-            value = _joined(list(values))
-            exchange = self._exchange(value)
-            verdict = self._check(exchange, ("request",))
-            if verdict.blocked:
-                yield self._instead(verdict, None)
-                return
-            chunks = list(self.runnable.stream(value, config, **kwargs))
-            whole = _joined(chunks)
-            output = self._cleared(value, exchange, whole, config, **kwargs)
-            yield from chunks if output is whole else [output]
+            steps = self._course(_joined(list(values)))
+            chunks: list[Any] = []
+            step, whole = next(steps), None
+            while True:
+                if isinstance(step, Check):
+                    result: Any = self._check(step)
+                elif step.beside is not None and (verdict := self._check(step.beside)).blocked:
+                    result = verdict, None
+                else:
+                    chunks = list(self.runnable.stream(step.value, config, **kwargs))
+                    whole = _joined(chunks)
+                    result = whole if step.beside is None else (verdict, whole)
+                try:
+                    step = steps.send(result)
+                except StopIteration as done:
+                    yield from chunks if chunks and done.value is whole else [done.value]
+                    return
 
         yield from self._transform_stream_with_config(input, run, config)
 
@@ -131,113 +188,36 @@ class Guarded(RunnableSerializable[Any, Any]):
         """`transform`, asynchronously."""
 
         async def run(values: AsyncIterator[Any], run_manager: Any, config: RunnableConfig) -> AsyncIterator[Any]:
-            value = _joined([item async for item in values])
-            exchange = self._exchange(value)
-            verdict = await self._acheck(exchange, ("request",))
-            if verdict.blocked:
-                yield self._instead(verdict, None)
-                return
-            chunks = [chunk async for chunk in self.runnable.astream(value, config, **kwargs)]
-            whole = _joined(chunks)
-            output = await self._acleared(value, exchange, whole, config, **kwargs)
-            for chunk in chunks if output is whole else [output]:
-                yield chunk
+            steps = self._course(_joined([item async for item in values]))
+            chunks: list[Any] = []
+            step, whole = next(steps), None
+            while True:
+                if isinstance(step, Check):
+                    result: Any = await self._acheck(step)
+                elif step.beside is not None and (verdict := await self._acheck(step.beside)).blocked:
+                    result = verdict, None
+                else:
+                    chunks = [chunk async for chunk in self.runnable.astream(step.value, config, **kwargs)]
+                    whole = _joined(chunks)
+                    result = whole if step.beside is None else (verdict, whole)
+                try:
+                    step = steps.send(result)
+                except StopIteration as done:
+                    for chunk in chunks if chunks and done.value is whole else [done.value]:
+                        yield chunk
+                    return
 
         async for chunk in self._atransform_stream_with_config(input, run, config):
             yield chunk
 
-    # -- inside -------------------------------------------------------------------------------
+    def _course(self, value: Any) -> Course:
+        return course(self.guard, value, beside=self.beside)
 
-    def _exchange(self, value: Any) -> Exchange:
-        exchange = self.guard._read(read_exchange(value), None, None)
-        return exchange.model_copy(update={"response": None})
+    def _check(self, step: Check) -> Verdict:
+        return self.guard._verdicts([step.exchange], step.tasks)[0]
 
-    def _check(self, exchange: Exchange, tasks: Sequence[Task]) -> Verdict:
-        return self.guard._verdicts([exchange], tasks)[0]
-
-    async def _acheck(self, exchange: Exchange, tasks: Sequence[Task]) -> Verdict:
-        return (await self.guard._averdicts([exchange], tasks))[0]
-
-    def _answered(self, exchange: Exchange, output: Any) -> Exchange | None:
-        """The exchange with its answer; None where the output holds no text, such as a bare tool call."""
-        text = text_of(output)
-        if not text.strip():
-            return None
-        return self.guard._read(exchange.model_copy(update={"response": text}), None, None)
-
-    def _cleared(self, value: Any, exchange: Exchange, output: Any, config: RunnableConfig, **kwargs: Any) -> Any:
-        """The output, if it passes; else what the policy puts in its place."""
-        policy = self.guard.policy
-        for attempt in range(policy.max_revisions + 1):
-            answered = self._answered(exchange, output)
-            if answered is None:
-                return output
-            verdict = self._check(answered, _OUTPUT_TASKS)
-            if not verdict.blocked:
-                return output
-            if policy.on_violation != "revise" or verdict.outcome != "verdict" or attempt == policy.max_revisions:
-                return self._instead(verdict, output)
-            output = self.runnable.invoke(_with_note(value, verdict), config, **kwargs)
-        raise AssertionError("unreachable")
-
-    async def _acleared(
-        self, value: Any, exchange: Exchange, output: Any, config: RunnableConfig, **kwargs: Any
-    ) -> Any:
-        policy = self.guard.policy
-        for attempt in range(policy.max_revisions + 1):
-            answered = self._answered(exchange, output)
-            if answered is None:
-                return output
-            verdict = await self._acheck(answered, _OUTPUT_TASKS)
-            if not verdict.blocked:
-                return output
-            if policy.on_violation != "revise" or verdict.outcome != "verdict" or attempt == policy.max_revisions:
-                return self._instead(verdict, output)
-            output = await self.runnable.ainvoke(_with_note(value, verdict), config, **kwargs)
-        raise AssertionError("unreachable")
-
-    def _instead(self, verdict: Verdict, output: Any) -> Any:
-        action = self.guard.policy.on_violation
-        if callable(action):
-            return action(verdict)
-        if action == "raise":
-            raise Blocked(verdict)
-        return _in_the_form_of(output, explanation(verdict), verdict)
-
-
-def _in_the_form_of(output: Any, text: str, verdict: Verdict) -> Any:
-    """A replacement text shaped like the output it replaces, so that what follows in a chain still works."""
-    if isinstance(output, AIMessageChunk):
-        return AIMessageChunk(content=text, id=output.id)
-    if isinstance(output, BaseMessage):
-        return AIMessage(content=text, id=output.id)
-    if isinstance(output, dict):
-        if output.get("messages"):
-            kept = list(output["messages"])[:-1]
-            return {**output, "messages": [*kept, _in_the_form_of(output["messages"][-1], text, verdict)]}
-        for key in TEXT_KEYS:
-            if key in output:
-                return {key: text}
-        raise Blocked(verdict)
-    return text
-
-
-def _with_note(value: Any, verdict: Verdict) -> Any:
-    """The input with the guard's reasons added, for one more try."""
-    note = _NOTE.format(reasons=verdict.reasons)
-    if isinstance(value, str):
-        return f"{value}\n\n{note}"
-    if isinstance(value, PromptValue):
-        return [*value.to_messages(), HumanMessage(content=note)]
-    if isinstance(value, dict):
-        for key in ("messages", *TEXT_KEYS):
-            if key in value:
-                return {**value, key: _with_note(value[key], verdict)}
-    if isinstance(value, BaseMessage):
-        return [value, HumanMessage(content=note)]
-    if isinstance(value, list):
-        return [*value, HumanMessage(content=note)]
-    raise BadInput(f"Cannot add a note to a {type(value).__name__} to ask again. Use on_violation='explain'.")
+    async def _acheck(self, step: Check) -> Verdict:
+        return (await self.guard._averdicts([step.exchange], step.tasks))[0]
 
 
 def _joined(chunks: list[Any]) -> Any:

@@ -133,7 +133,7 @@ class Judge:
         """The (request, response) texts to judge; every token of the texts that are asked about is in one."""
         size = self.manifest.window
         if sum(len(neutralise(text).encode()) for _, text in exchange.history) > 4 * size:
-            raise BadInput("The history is longer than the model's window. Pass fewer earlier turns.")
+            raise BadInput("The history is longer than the model's window. Pass the latest turns alone.")
         if exchange.response is None or alone:
             return [(part, None) for part in self._split(exchange.request, size)]
         room = int(size * _REQUEST_SHARE)

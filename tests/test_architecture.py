@@ -17,8 +17,8 @@ LEVELS = {
     "exchange": 1, "template": 1, "answer": 1, "policy": 1, "engine": 1, "model_dir": 1,
     "onnx_engine": 2,
     "judge": 3,
-    "guard": 4, "guarded": 5, "decorator": 5, "demo": 5, "doctor": 5,
-    "__init__": 6, "cli": 6, "__main__": 7,
+    "guard": 4, "course": 5, "guarded": 6, "decorator": 5, "demo": 5, "doctor": 5,
+    "__init__": 7, "cli": 7, "__main__": 8,
 }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ CALL = {"name": "search", "args": {"q": "x"}, "id": "1"}
          Exchange(request="look\n[image_url]")),
         ([SystemMessage("be kind"), HumanMessage("hi")], Exchange(request="hi")),
         ([HumanMessage("a"), AIMessage("b"), HumanMessage("c")],
-         Exchange(request="c", history=(("user", "a"), ("assistant", "b")))),
+         Exchange(request="c")),
         ([HumanMessage("a"), AIMessage("b")], Exchange(request="a", response="b")),
         ([HumanMessage("a"), AIMessage("", tool_calls=[CALL]), ToolMessage("found", tool_call_id="1")],
          Exchange(request="a\n\nfound")),

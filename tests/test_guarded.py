@@ -194,6 +194,28 @@ def test_a_tool_call_in_an_answer_is_judged() -> None:
         guard().wrap(lambda _: AIMessage("", tool_calls=[call])).invoke("hi")
 
 
+def test_a_batch_judges_its_texts_together_and_calls_only_what_passed() -> None:
+    engine = ScriptedEngine()
+    called: list[str] = []
+
+    def answer(text: str) -> str:
+        called.append(text)
+        if text == "fail":
+            raise ValueError("model down")
+        return SAFE if text == "hi" else UNSAFE
+
+    for beside in (False, True):
+        called.clear()
+        wrapped = GuardReasonerGuard(engine, reasoning="never").wrap(answer, beside=beside)
+        found = wrapped.batch(["hi", "x", "a bomb", "fail"], return_exceptions=True)
+        assert [type(item) for item in found] == [str, Blocked, Blocked, ValueError]
+        assert sorted(called) == ["fail", "hi", "x"]
+        found = asyncio.run(wrapped.abatch(["hi", "x", "a bomb", "fail"], return_exceptions=True))
+        assert [type(item) for item in found] == [str, Blocked, Blocked, ValueError]
+    with pytest.raises(Blocked):
+        guard().wrap(answer).batch(["hi", "a bomb"])
+
+
 def test_batches_and_async_batches() -> None:
     wrapped = explaining().wrap(lambda text: SAFE if text == "hi" else UNSAFE)
     for found in (wrapped.batch(["hi", "x", "bomb"]), asyncio.run(wrapped.abatch(["hi", "x", "bomb"]))):
