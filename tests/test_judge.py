@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -26,7 +28,7 @@ class Watching(ScriptedEngine):
         super().__init__(**settings)  # type: ignore[arg-type]
         self.asked: list[Prompt] = []
 
-    def score(self, questions: list[Question], cancel: object = None) -> list[Scored]:  # type: ignore[override]
+    def score(self, questions: Sequence[Question], cancel: threading.Event | None = None) -> list[Scored]:
         self.asked += [question.prompt for question in questions]
         return super().score(questions)
 

@@ -93,11 +93,11 @@ def test_auto_takes_the_cpu_where_there_is_no_gpu(bundled: GuardReasonerGuard) -
 def test_the_runtimes_telemetry_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime_genai
 
-    called: list[bool] = []
-    original = onnxruntime_genai.disable_telemetry_events
-    monkeypatch.setattr(onnxruntime_genai, "disable_telemetry_events", lambda: called.append(True) or original())
+    called: list[str] = []
+    monkeypatch.setattr(onnxruntime_genai, "disable_telemetry_events", lambda: called.append("off"))
+    monkeypatch.setattr(onnxruntime_genai, "Model", lambda config: called.append("model"))
     OnnxEngine(open_model("bundled"), "cpu")
-    assert called == [True]
+    assert called == ["off", "model"]
 
 
 def test_a_runtime_that_fails_is_an_engine_error_and_the_next_call_is_fine(engine: OnnxEngine) -> None:

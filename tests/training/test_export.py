@@ -20,7 +20,8 @@ from guardreasoner_guard.template import SHORT
 def exported(checkpoint: Path, rows: Path, out: Path, **settings: Any) -> Path:
     sample = list(read_rows(rows / "rows.jsonl", SeedRow))
     defaults: dict[str, Any] = {"name": "tiny", "template_version": "short/1", "rows": sample, "decides": "score"}
-    return export(checkpoint, out, **{**defaults, **settings})
+    directory: Path = export(checkpoint, out, **{**defaults, **settings})
+    return directory
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("fp32", 0.002), ("int8", 0.6)])
