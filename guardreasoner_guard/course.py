@@ -13,9 +13,9 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, Huma
 from langchain_core.prompt_values import PromptValue
 
 from .errors import BadInput, Blocked
-from .exchange import TEXT_KEYS, Exchange, read_exchange, text_of
+from .exchange import Exchange, read_answer, read_exchange, since_last_human
 from .guard import GuardReasonerGuard
-from .policy import Policy, explanation
+from .policy import Policy, explanation, shown_reasons
 from .verdict import Task, Verdict
 
 _OUTPUT_TASKS: tuple[Task, ...] = ("completion", "response")
@@ -42,13 +42,19 @@ Course = Generator[Check | Call, Any, Any]
 """Yields what is to be done, is sent what came of it, returns the output that may leave."""
 
 
-def course(guard: GuardReasonerGuard, value: Any, *, beside: bool) -> Course:
+def course(guard: GuardReasonerGuard, value: Any, *, beside: bool, message_out: bool = False) -> Course:
     """One guarded call: check the input, call, check the output, and what follows a block.
+
+    Args:
+        guard: Judges.
+        value: The runnable's input.
+        beside: Whether the call may start before the input is checked.
+        message_out: Whether the runnable answers with a message, for an input that is blocked before it does.
 
     Raises:
         Blocked: A check blocked and the policy says to raise.
     """
-    exchange = guard.read(read_exchange(value)).model_copy(update={"response": None})
+    exchange = guard.read(_asked(read_exchange(value)))
     check = Check(exchange, ("request",))
     output = None
     if beside:
@@ -56,13 +62,13 @@ def course(guard: GuardReasonerGuard, value: Any, *, beside: bool) -> Course:
     else:
         verdict = yield check
     if verdict.blocked:
-        return _instead(guard.policy, verdict, None)
+        return _instead(guard.policy, verdict, None, value, message_out)
     if not beside:
         output = yield Call(value)
     policy = guard.policy
     revisions = policy.max_revisions if policy.on_violation == "revise" else 0
     while True:
-        text = text_of(output)
+        text = read_answer(output, exchange.request)
         if not text.strip():
             return output
         answered = guard.read(exchange.model_copy(update={"response": text}))
@@ -70,18 +76,29 @@ def course(guard: GuardReasonerGuard, value: Any, *, beside: bool) -> Course:
         if not verdict.blocked:
             return output
         if verdict.outcome != "verdict" or not revisions:
-            return _instead(guard.policy, verdict, output)
+            return _instead(guard.policy, verdict, output, value, message_out)
         revisions -= 1
         output = yield Call(_with_note(value, verdict))
 
 
-def _instead(policy: Policy, verdict: Verdict, output: Any) -> Any:
+def _asked(exchange: Exchange) -> Exchange:
+    """The input as a request; the beginning of an answer that a caller puts at its end is part of what is asked."""
+    request = "\n\n".join(text for text in (exchange.request, exchange.response) if text)
+    return exchange.model_copy(update={"request": request, "response": None})
+
+
+def _instead(policy: Policy, verdict: Verdict, output: Any, value: Any, message_out: bool) -> Any:
     action = policy.on_violation
     if callable(action):
         return action(verdict)
     if action == "raise":
         raise Blocked(verdict)
-    return _in_the_form_of(output, explanation(verdict), verdict)
+    text = explanation(verdict)
+    if output is None:  # blocked before the call
+        if isinstance(value, dict) and value.get("messages"):
+            return {"messages": [*value["messages"], AIMessage(content=text)]}
+        return AIMessage(content=text) if message_out else text
+    return _in_the_form_of(output, text, verdict)
 
 
 class Batch:
@@ -148,33 +165,38 @@ def by_tasks(steps: dict[int, Check | Call]) -> dict[tuple[Task, ...], list[tupl
 
 
 def _in_the_form_of(output: Any, text: str, verdict: Verdict) -> Any:
-    """A replacement text shaped like the output it replaces, so that what follows in a chain still works."""
+    """A replacement text shaped like the output it replaces, so that what follows in a chain still works.
+
+    Nothing else of the output is kept. Where its shape cannot be kept, `Blocked` is raised.
+    """
+    if isinstance(output, str):
+        return text
     if isinstance(output, AIMessageChunk):
         return AIMessageChunk(content=text, id=output.id)
     if isinstance(output, BaseMessage):
         return AIMessage(content=text, id=output.id)
+    if isinstance(output, dict) and output.get("messages"):
+        *_, last = output["messages"]
+        kept = output["messages"][: len(output["messages"]) - len(since_last_human(output["messages"]))]
+        return {"messages": [*kept, AIMessage(content=text, id=getattr(last, "id", None))]}
     if isinstance(output, dict):
-        if output.get("messages"):
-            kept = list(output["messages"])[:-1]
-            return {**output, "messages": [*kept, _in_the_form_of(output["messages"][-1], text, verdict)]}
-        for key in TEXT_KEYS:
+        for key in ("output", "answer", "result", "text", "content"):
             if key in output:
                 return {key: text}
-        raise Blocked(verdict)
-    return text
+    raise Blocked(verdict)
 
 
 def _with_note(value: Any, verdict: Verdict) -> Any:
     """The input with the guard's reasons added, for one more try."""
-    note = _NOTE.format(reasons=verdict.reasons)
+    note = _NOTE.format(reasons=shown_reasons(verdict))
     if isinstance(value, str):
         return f"{value}\n\n{note}"
     if isinstance(value, PromptValue):
         return [*value.to_messages(), HumanMessage(content=note)]
     if isinstance(value, dict):
-        for key in ("messages", *TEXT_KEYS):
-            if key in value:
-                return {**value, key: _with_note(value[key], verdict)}
+        key = "messages" if value.get("messages") else next((k for k, v in value.items() if isinstance(v, str)), None)
+        if key is not None:
+            return {**value, key: _with_note(value[key], verdict)}
     if isinstance(value, BaseMessage):
         return [value, HumanMessage(content=note)]
     if isinstance(value, list):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.documents import Document
+from langchain_core.messages import AIMessage, BaseMessage, SystemMessage, convert_to_messages
 from langchain_core.prompt_values import PromptValue
 from pydantic import BaseModel, ConfigDict
 
 from .errors import BadInput
 
-TEXT_KEYS = ("input", "question", "query", "request", "prompt", "text", "content", "output", "answer", "result")
-"""Keys under which a dict's text is looked for, in this order; `messages` goes before them."""
+_NOT_WORDS = frozenset({"type", "id", "index", "mime_type", "media_type", "source_type", "detail", "url", "base64"})
+"""Keys of a message's part that hold no words of its writer."""
 
 
 class Exchange(BaseModel):
@@ -23,15 +24,16 @@ class Exchange(BaseModel):
 
     request: str
     response: str | None = None
-    history: tuple[tuple[str, str], ...] = ()
-    """Earlier (role, text) turns, role `user` or `assistant`: context that is read but not judged."""
+    history: tuple[tuple[Literal["user", "assistant"], str], ...] = ()
+    """Earlier (role, text) turns: context that is read but not judged."""
 
 
 def read_exchange(value: Any, response: str | None = None) -> Exchange:
-    """Reads a request out of a chain's input.
+    """Reads a request, or an exchange, out of a chain's input.
 
     Args:
-        value: str, message, list of messages, dict, PromptValue, or an Exchange.
+        value: str, message, messages in any form LangChain knows, dict, PromptValue, or an Exchange. Of a
+            dict every text counts, since any of them may reach the model.
         response: The answer to judge with it, if there is one.
 
     Raises:
@@ -41,14 +43,20 @@ def read_exchange(value: Any, response: str | None = None) -> Exchange:
         exchange = value
     elif isinstance(value, PromptValue):
         exchange = _from_messages(value.to_messages())
-    elif isinstance(value, Mapping) and value.get("messages") is not None:
-        exchange = read_exchange(value["messages"])
     elif isinstance(value, BaseMessage):
         exchange = _from_messages([value])
     elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        exchange = _from_messages([_as_message(item) for item in value])
+        exchange = _from_messages(_as_messages(value))
+    elif isinstance(value, Mapping) and value.get("messages"):
+        talk = read_exchange(value["messages"])
+        beside = list(texts_of({key: item for key, item in value.items() if key != "messages"}))
+        exchange = talk.model_copy(update={"request": "\n".join([talk.request, *beside])})
+    elif isinstance(value, (str, Mapping, BaseModel)):
+        exchange = Exchange(request="\n".join(texts_of(value)))
     else:
-        exchange = Exchange(request=text_of(value))
+        raise BadInput(
+            f"Cannot read a request out of a {type(value).__name__}. Pass a str, messages, a dict or a PromptValue."
+        )
     if response is not None:
         if not isinstance(response, str):
             raise BadInput(f"A response must be text, not {type(response).__name__}. Pass a str.")
@@ -58,61 +66,96 @@ def read_exchange(value: Any, response: str | None = None) -> Exchange:
     return exchange
 
 
-def text_of(value: Any) -> str:
-    """The text of one value: str, message, content parts, or a dict that holds a text.
+def read_answer(output: Any, request: str) -> str:
+    """All text of a runnable's output, whatever its type; empty where it holds none.
 
-    Of a state with messages it is the last one's. Parts that are not text (images, audio) stand as
-    `[image_url]`, so that they are seen to be there.
-
-    Raises:
-        BadInput: The value is of a type that holds no text.
+    Left out are what only echoes the request, and the messages of a state up to its last human one.
     """
+    if isinstance(output, Mapping) and output.get("messages"):
+        said = [text_of(message) for message in since_last_human(output["messages"])]
+        said += texts_of({key: item for key, item in output.items() if key != "messages"})
+    else:
+        said = list(texts_of(output))
+    return "\n".join(text for text in said if text != request)
+
+
+def text_of(message: BaseMessage) -> str:
+    """The text of a message, tool calls included, those that could not be parsed too."""
+    content = message.content if isinstance(message.content, list) else [message.content]
+    said = [text for part in content for text in _part_texts(part)]
+    for call in [*getattr(message, "tool_calls", []), *getattr(message, "invalid_tool_calls", [])]:
+        said.append(f"{call['name']}({json.dumps(call['args'], default=str, ensure_ascii=False)})")
+    return "\n".join(said)
+
+
+def texts_of(value: Any) -> Iterator[str]:
+    """Every text in a value, in order. Numbers and None hold no words; objects of unknown types give their str()."""
     if isinstance(value, str):
-        return value
-    if isinstance(value, BaseMessage):
-        calls = getattr(value, "tool_calls", None) or []
-        said = [text_of(value.content)] if value.content else []
-        return "\n".join([*said, *(f"{c['name']}({json.dumps(c['args'], default=str)})" for c in calls)])
-    if isinstance(value, PromptValue):
-        return value.to_string()
-    if isinstance(value, Mapping):
-        if "type" in value and value["type"] != "text" and "text" not in value:
-            return f"[{value['type']}]"
-        if value.get("messages"):
-            return text_of(value["messages"][-1])
-        for key in TEXT_KEYS:
-            if key in value:
-                return text_of(value[key])
-        if value and all(isinstance(item, (str, int, float, bool)) for item in value.values()):
-            return "\n".join(f"{key}: {item}" for key, item in value.items())
-    elif isinstance(value, Sequence) and not isinstance(value, bytes):
-        return "\n".join(text_of(item) for item in value)
-    raise BadInput(
-        f"Cannot find the text in a {type(value).__name__}. Pass a str, messages, a PromptValue, "
-        f"or a dict with one of the keys messages, {', '.join(TEXT_KEYS)}."
-    )
+        if value:
+            yield value
+    elif value is None or isinstance(value, (bool, int, float)):
+        return
+    elif isinstance(value, BaseMessage):
+        yield text_of(value)
+    elif isinstance(value, PromptValue):
+        yield value.to_string()
+    elif isinstance(value, Document):
+        yield value.page_content
+    elif isinstance(value, BaseModel):
+        yield from texts_of(value.model_dump())
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from texts_of(item)
+    elif isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
+        for item in value:
+            yield from texts_of(item)
+    else:
+        yield str(value)
 
 
-def _as_message(item: Any) -> BaseMessage:
-    if isinstance(item, BaseMessage):
+def _part_texts(part: Any) -> Iterator[str]:
+    """The texts of one part of a message; one without words (an image) stands as `[image_url]`."""
+    if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+        yield from texts_of(part)
+        return
+    words = [text for key, item in part.items() if key not in _NOT_WORDS for text in texts_of(_without_bytes(item))]
+    yield from words or ([] if part["type"] == "text" else [f"[{part['type']}]"])
+
+
+def _without_bytes(item: Any) -> Any:
+    """What stands inside a part, without base64 and links: they hold no words of a writer."""
+    if not isinstance(item, Mapping):
         return item
-    if isinstance(item, Mapping) and "role" in item:
-        kind = AIMessage if item["role"] in ("assistant", "ai") else HumanMessage
-        return kind(content=item.get("content") or "")
-    if isinstance(item, tuple) and len(item) == 2:
-        return (AIMessage if item[0] in ("assistant", "ai") else HumanMessage)(content=item[1])
-    return HumanMessage(content=text_of(item))
+    binary = item.get("type") != "text"
+    return {key: inner for key, inner in item.items() if key not in _NOT_WORDS and not (binary and key == "data")}
+
+
+def _as_messages(items: Any) -> list[BaseMessage]:
+    try:
+        return convert_to_messages(items)
+    except Exception as error:  # LangChain raises several kinds
+        raise BadInput(
+            f"Cannot read messages: {error}. Pass a list of messages, (role, text) pairs or role/content dicts."
+        ) from error
+
+
+def since_last_human(messages: Sequence[Any]) -> Sequence[BaseMessage]:
+    """The messages of a state after its last human one: what this run has added."""
+    messages = _as_messages(messages)
+    last = max((i for i, message in enumerate(messages) if message.type == "human"), default=-1)
+    return messages[last + 1 :]
 
 
 def _from_messages(messages: Sequence[BaseMessage]) -> Exchange:
-    """The last human message is the request; an AI message after it is the response.
+    """The turn that is to be answered, or was: everything since the last finished answer of the AI.
 
     Each turn of a talk is judged as it stands, as the models were taught; earlier ones were judged in their
-    time. What tools returned since the request is untrusted text that reaches the model: it is judged with
-    the request. System messages are the application's own and are not judged.
+    time. What tools returned is untrusted text that reaches the model: it is judged with the request.
+    System messages are the application's own and are not judged.
     """
-    last_human = max((i for i, m in enumerate(messages) if isinstance(m, HumanMessage)), default=0)
-    since = messages[last_human:]
-    request = [text_of(m) for m in since if isinstance(m, (HumanMessage, ToolMessage))]
+    finished = [i for i, m in enumerate(messages) if isinstance(m, AIMessage) and not m.tool_calls]
     answered = bool(messages) and isinstance(messages[-1], AIMessage)
-    return Exchange(request="\n\n".join(request), response=text_of(messages[-1]) if answered else None)
+    before = [i for i in finished if i < len(messages) - 1]
+    turn = messages[before[-1] + 1 if before else 0 :]
+    asked = [text_of(m) for m in turn if not isinstance(m, (AIMessage, SystemMessage))]
+    return Exchange(request="\n\n".join(asked), response=text_of(messages[-1]) if answered else None)

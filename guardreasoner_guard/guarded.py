@@ -11,9 +11,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
+from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
 from langchain_core.runnables.base import coerce_to_runnable
 from langchain_core.runnables.config import ContextThreadPoolExecutor
+from langchain_core.tracers._streaming import _StreamingCallbackHandler, _V2StreamingCallbackHandler
 from pydantic import ConfigDict
 
 from .course import Batch, Check, Course, by_tasks, course
@@ -47,6 +49,7 @@ class Guarded(RunnableSerializable[Any, Any]):
         """
 
         def run(value: Any, run_manager: Any, config: RunnableConfig) -> Any:
+            config = _held_back(config)
             steps = self._course(value)
             step = next(steps)
             while True:
@@ -71,6 +74,7 @@ class Guarded(RunnableSerializable[Any, Any]):
         """`invoke`, asynchronously; a call beside a check is cancelled when the check blocks."""
 
         async def run(value: Any, run_manager: Any, config: RunnableConfig) -> Any:
+            config = _held_back(config)
             steps = self._course(value)
             step = next(steps)
             while True:
@@ -111,7 +115,7 @@ class Guarded(RunnableSerializable[Any, Any]):
                     verdicts = self.guard._verdicts([check.exchange for _, check in group], tasks)
                     batch.checked([index for index, _ in group], verdicts)
                 if calls := batch.calls():
-                    settings = [config[index] for index in calls]
+                    settings = [_held_back(config[index]) for index in calls]
                     values_ = [step.value for step in calls.values()]
                     batch.called(calls, self.runnable.batch(values_, settings, return_exceptions=True, **kwargs))
             return batch.results()
@@ -135,7 +139,7 @@ class Guarded(RunnableSerializable[Any, Any]):
                     verdicts = await self.guard._averdicts([check.exchange for _, check in group], tasks)
                     batch.checked([index for index, _ in group], verdicts)
                 if calls := batch.calls():
-                    settings = [config[index] for index in calls]
+                    settings = [_held_back(config[index]) for index in calls]
                     values_ = [step.value for step in calls.values()]
                     outputs = await self.runnable.abatch(values_, settings, return_exceptions=True, **kwargs)
                     batch.called(calls, outputs)
@@ -153,6 +157,7 @@ class Guarded(RunnableSerializable[Any, Any]):
         """`stream` for an input that arrives in chunks."""
 
         def run(values: Iterator[Any], run_manager: Any, config: RunnableConfig) -> Iterator[Any]:
+            config = _held_back(config)
             steps = self._course(_joined(list(values)))
             chunks: list[Any] = []
             step, whole = next(steps), None
@@ -188,6 +193,7 @@ class Guarded(RunnableSerializable[Any, Any]):
         """`transform`, asynchronously."""
 
         async def run(values: AsyncIterator[Any], run_manager: Any, config: RunnableConfig) -> AsyncIterator[Any]:
+            config = _held_back(config)
             steps = self._course(_joined([item async for item in values]))
             chunks: list[Any] = []
             step, whole = next(steps), None
@@ -211,13 +217,25 @@ class Guarded(RunnableSerializable[Any, Any]):
             yield chunk
 
     def _course(self, value: Any) -> Course:
-        return course(self.guard, value, beside=self.beside)
+        return course(self.guard, value, beside=self.beside, message_out="Message" in repr(self.runnable.OutputType))
 
     def _check(self, step: Check) -> Verdict:
         return self.guard._verdicts([step.exchange], step.tasks)[0]
 
     async def _acheck(self, step: Check) -> Verdict:
         return (await self.guard._averdicts([step.exchange], step.tasks))[0]
+
+
+def _held_back(config: RunnableConfig) -> RunnableConfig:
+    """The config without handlers that stream to a consumer what the runnable says before it is cleared."""
+    callbacks = config.get("callbacks")
+    if not isinstance(callbacks, BaseCallbackManager):
+        return config
+    callbacks = callbacks.copy()
+    for handler in {*callbacks.handlers, *callbacks.inheritable_handlers}:
+        if isinstance(handler, (_StreamingCallbackHandler, _V2StreamingCallbackHandler)):
+            callbacks.remove_handler(handler)
+    return {**config, "callbacks": callbacks}
 
 
 def _joined(chunks: list[Any]) -> Any:

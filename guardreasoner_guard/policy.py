@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from .verdict import LABELS, ReasoningStep, Task, Verdict
 
@@ -25,7 +26,7 @@ class Policy(BaseModel):
     block: tuple[Task, ...] = ("request", "response")
     """Tasks whose positive label (harmful, refusal, harmful) blocks."""
     on_violation: Violation = "raise"
-    max_revisions: int = 1
+    max_revisions: int = Field(default=1, ge=0)
     """How often `revise` asks the wrapped model again before it explains."""
 
     def blocks(self, labels: Mapping[Task, str | None]) -> bool:
@@ -49,12 +50,26 @@ def reasons(labels: Mapping[Task, str], policy: Policy, steps: tuple[ReasoningSt
     return f"Blocked: {what}.{' ' + why if why else ''}"
 
 
+def shown_reasons(verdict: Verdict) -> str:
+    """`verdict.reasons` for readers who must not see the stopped answer: what it quotes of it is left out."""
+    return verdict.reasons if verdict.response is None else _without_quotes(verdict.reasons)
+
+
+def _without_quotes(text: str) -> str:
+    return re.sub(r'["\u201c][^"\u201d]*(?:["\u201d]|$)', "(...)", text)
+
+
 def explanation(verdict: Verdict) -> str:
-    """A safe answer in place of the one that was stopped, with the guard's reasons."""
+    """A safe answer in place of the one that was stopped, with the guard's reasons.
+
+    It may quote the request back to its writer, but never the answer that was stopped.
+    """
     if verdict.outcome != "verdict":
         return "I can't answer this: it could not be checked for safety. Please try again later."
     tasks = [task for task in LABELS if getattr(verdict, task) == LABELS[task][0] and task != "completion"]
     subject = "this request" if "request" in tasks else "the answer that was prepared"
     numbers = [list(LABELS).index(task) + 1 for task in tasks[:1]]
     why = " ".join(step.text for step in verdict.reasoning if step.task in numbers)
+    if "request" not in tasks:
+        why = _without_quotes(why)
     return f"I can't help with this, since {subject} was judged harmful.{' ' + why if why else ''}"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.documents import Document
+from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.prompt_values import ChatPromptValue, StringPromptValue
 from langchain_core.prompts import ChatPromptTemplate
 
 from guardreasoner_guard import BadInput, Exchange
-from guardreasoner_guard.exchange import read_exchange, text_of
+from guardreasoner_guard.exchange import read_answer, read_exchange, text_of
 
 CALL = {"name": "search", "args": {"q": "x"}, "id": "1"}
 
@@ -31,8 +32,14 @@ CALL = {"name": "search", "args": {"q": "x"}, "id": "1"}
         ([("human", "a"), ("ai", "b")], Exchange(request="a", response="b")),
         ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], Exchange(request="a", response="b")),
         ({"messages": [HumanMessage("a")]}, Exchange(request="a")),
-        ({"input": "a", "language": "en"}, Exchange(request="a")),
-        ({"topic": "cats", "count": 3}, Exchange(request="topic: cats\ncount: 3")),
+        ({"input": "a", "language": "en"}, Exchange(request="a\nen")),
+        ({"topic": "cats", "count": 3}, Exchange(request="cats")),
+        ({"type": "q", "input": "a"}, Exchange(request="q\na")),
+        ([HumanMessage("a"), HumanMessage("b")], Exchange(request="a\n\nb")),
+        ([{"role": "user", "content": "a"}, {"role": "system", "content": "s"}], Exchange(request="a")),
+        ([ChatMessage(role="user", content="a")], Exchange(request="a")),
+        ({"messages": [HumanMessage("a")], "topic": "b"}, Exchange(request="a\nb")),
+        (HumanMessage([{"type": "document", "source": {"type": "text", "data": "a"}}]), Exchange(request="a")),
         (StringPromptValue(text="a"), Exchange(request="a")),
         (ChatPromptValue(messages=[HumanMessage("a")]), Exchange(request="a")),
         (ChatPromptTemplate.from_messages([("system", "s"), ("human", "{q}")]).invoke({"q": "a"}), Exchange(request="a")),
@@ -43,7 +50,7 @@ def test_inputs_are_read(value: Any, expected: Exchange) -> None:
     assert read_exchange(value) == expected
 
 
-@pytest.mark.parametrize("value", [None, 3, 2.5, b"bytes", object(), {"x": None}, "", "  \n", [], {"input": ""}])
+@pytest.mark.parametrize("value", [None, 3, 2.5, b"bytes", object(), {"x": None}, "", "  \n", [], {"input": ""}, [3]])
 def test_what_cannot_be_judged_is_refused(value: Any) -> None:
     with pytest.raises(BadInput, match="Pass a"):
         read_exchange(value)
@@ -56,3 +63,28 @@ def test_a_response_must_be_text() -> None:
 
 def test_a_tool_call_is_text_that_is_judged() -> None:
     assert text_of(AIMessage("", tool_calls=[CALL])) == 'search({"q": "x"})'
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ("b", "b"),
+        ("", ""),
+        (None, ""),
+        (AIMessage("b"), "b"),
+        ({"input": "a", "output": "b"}, "b"),
+        ({"question": "a", "context": "c", "answer": "b"}, "c\nb"),
+        ({"messages": [HumanMessage("a"), AIMessage("b"), AIMessage("c")], "structured": "d"}, "b\nc\nd"),
+        ([Document("b"), Document("c")], "b\nc"),
+        (Exchange(request="b"), "b"),
+        (
+            AIMessage(
+                "",
+                invalid_tool_calls=[{"name": "f", "args": "b", "id": "1", "error": None, "type": "invalid_tool_call"}],
+            ),
+            'f("b")',
+        ),
+    ],
+)
+def test_all_that_an_output_says_is_read(output: Any, expected: str) -> None:
+    assert read_answer(output, "a") == expected

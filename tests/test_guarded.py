@@ -221,3 +221,62 @@ def test_batches_and_async_batches() -> None:
     for found in (wrapped.batch(["hi", "x", "bomb"]), asyncio.run(wrapped.abatch(["hi", "x", "bomb"]))):
         assert found[0] == SAFE
         assert "the answer that was prepared" in found[1] and "this request" in found[2]
+
+
+def test_events_of_a_blocked_answer_show_nothing_of_it() -> None:
+    model = GenericFakeChatModel(messages=iter([AIMessage(UNSAFE)]))
+    seen: list[Any] = []
+
+    async def run() -> None:
+        async for event in guard().wrap(model).astream_events("hi", version="v2"):
+            seen.append(event)
+
+    with pytest.raises(Blocked):
+        asyncio.run(run())
+    assert seen and "hide" not in str(seen)
+
+
+def test_an_explanation_never_quotes_the_answer_that_was_stopped() -> None:
+    said = explaining().wrap(chain(UNSAFE)).invoke({"question": "hi"})
+    assert said.startswith("I can't help with this") and "bomb" not in said
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        AIMessage("a bomb"),
+        [HumanMessage("go"), AIMessage("a bomb")],
+        [HumanMessage("a bomb"), HumanMessage("please")],
+        {"input": "hi", "style": "a bomb"},
+    ],
+)
+def test_whatever_reaches_the_model_is_judged_before(value: Any) -> None:
+    with pytest.raises(Blocked):
+        guard().wrap(lambda _: SAFE).invoke(value)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        {"input": "hi", "output": UNSAFE},
+        {"question": "hi", "context": "fine", "answer": UNSAFE},
+        {"messages": [HumanMessage("hi"), AIMessage(UNSAFE), AIMessage("done")]},
+        {"messages": [HumanMessage("hi"), AIMessage("done")], "structured_response": UNSAFE},
+        [UNSAFE, "x"],
+        Verdict(blocked=False, reasons=UNSAFE),
+    ],
+)
+def test_whatever_leaves_the_model_is_judged_and_nothing_of_it_is_kept(output: Any) -> None:
+    with pytest.raises(Blocked):
+        guard().wrap(lambda _: output).invoke("hi")
+    try:
+        assert "hide" not in str(explaining().wrap(lambda _: output).invoke("hi"))
+    except Blocked:
+        assert not isinstance(output, dict)
+
+
+def test_a_request_that_is_blocked_is_answered_in_the_runnables_own_form() -> None:
+    model = GenericFakeChatModel(messages=iter([AIMessage(SAFE)]))
+    assert isinstance(explaining().wrap(model).invoke("a bomb"), AIMessage)
+    state = explaining().wrap(lambda state: state).invoke({"messages": [HumanMessage("a bomb")]})
+    assert [type(message) for message in state["messages"]] == [HumanMessage, AIMessage]
