@@ -61,7 +61,7 @@ def evaluate(
 
     rows = read_benchmarks(data, limit)
     guard = _guard(model, reasoning, device)
-    result = run(guard.judge, rows, guard.reasoning)
+    result = run(guard.judge, rows, guard.reasoning, guard.policy)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
     _table(result)
@@ -94,6 +94,7 @@ def export(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     precision: Annotated[str, typer.Option(help="int8 or fp32 on cpu, fp16 or int4 on cuda.")] = "int8",
     decides: Annotated[str, typer.Option(help="What judges: score, or reasoning.")] = "reasoning",
+    max_error: Annotated[float, typer.Option(help="Largest mean distance of log-odds from torch's.")] = 1.0,
 ) -> None:
     """Turn a checkpoint into a model directory and measure how far it is from the torch model."""
     from guardreasoner_guard.training.export import export as run
@@ -103,7 +104,7 @@ def export(
     sample = list(read_rows(rows, SeedRow))[:200]
     run(
         checkpoint, out, name=name, template_version=template, rows=sample,
-        device=device, precision=precision, decides=decides,
+        device=device, precision=precision, decides=decides, max_error=max_error,
     )  # fmt: skip
     typer.echo(f"GuardReasonerGuard({str(out)!r})")
 
@@ -188,7 +189,7 @@ def _guard(model: str, reasoning: str, device: str) -> GuardReasonerGuard:
         raise BadInput(f"reasoning is {reasoning!r}. Choose adaptive, always or never.")
     if device not in ("auto", "cpu", "cuda"):
         raise BadInput(f"device is {device!r}. Choose auto, cpu or cuda.")
-    return GuardReasonerGuard(model, reasoning=reasoning, device=device)  # type: ignore[arg-type]
+    return GuardReasonerGuard(model, reasoning=reasoning, device=device)  # type: ignore[arg-type]  # checked above
 
 
 def _show(verdict: Verdict) -> None:

@@ -11,13 +11,11 @@ from typing import Any, TypeVar
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, InjectedToolArg, ToolException
-from langchain_core.tools.simple import Tool as SimpleTool
-from langchain_core.tools.structured import StructuredTool
 
 from .errors import BadInput, Blocked
-from .exchange import Exchange, text_of
+from .exchange import Exchange, texts_of
 from .guard import GuardReasonerGuard
-from .policy import explanation
+from .policy import explanation, shown_reasons
 from .verdict import Verdict
 
 Guardable = TypeVar("Guardable")
@@ -39,86 +37,109 @@ def guarded(guard: GuardReasonerGuard) -> Callable[[Guardable], Guardable]:
         if isinstance(target, BaseTool):
             return _guarded_tool(guard, target)  # type: ignore[return-value]
         if callable(target):
-            return _guarded_function(guard, target)  # type: ignore[return-value]
+            name = str(getattr(target, "__name__", type(target).__name__))
+            return _Guarding(guard, name, _injected(target)).around(target)  # type: ignore[return-value]
         raise BadInput(f"Cannot guard a {type(target).__name__}. Pass a function or a LangChain tool.")
 
     return decorate
 
 
-def _guarded_function(
-    guard: GuardReasonerGuard, function: Callable[..., Any], name: str | None = None, tool: bool = False
-) -> Callable[..., Any]:
-    signature = inspect.signature(function)
-    injected = _injected(function)
-    called = name or str(getattr(function, "__name__", type(function).__name__))
+class _Guarding:
+    """Checks around one function or one tool."""
 
-    def asked(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exchange:
-        bound = signature.bind(*args, **kwargs)
-        given = {key: value for key, value in bound.arguments.items() if key not in injected}
-        return guard.read(Exchange(request=describe_call(called, given)))
+    def __init__(self, guard: GuardReasonerGuard, name: str, injected: set[str], tool: BaseTool | None = None) -> None:
+        self.guard = guard
+        self.name = name
+        self.injected = injected
+        self.tool = tool
+        self.artifact = tool is not None and tool.response_format == "content_and_artifact"
 
-    def answered(request: Exchange, result: Any) -> Exchange | None:
-        text = _result_text(result)
-        if not text.strip():
-            return None
-        return guard.read(request.model_copy(update={"response": text}))
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function with its checks; async where it is."""
+        signature = inspect.signature(function)
+        call = getattr(type(function), "__call__", None)  # noqa: B004  (asked for what it is, not whether it is)
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise BadInput(f"{self.name} is a generator, whose results cannot be held back. Return them at once.")
 
-    def instead(verdict: Verdict) -> Any:
-        action = guard.policy.on_violation
+        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call):
+
+            @functools.wraps(function)
+            async def checked(*args: Any, **kwargs: Any) -> Any:
+                request = self._asked(signature.bind(*args, **kwargs))
+                verdict = (await self.guard._averdicts([request], ("request",)))[0]
+                if verdict.blocked:
+                    return self._instead(verdict)
+                result = await function(*args, **kwargs)
+                if exchange := self._answered(request, result):
+                    verdict = (await self.guard._averdicts([exchange], ("response",)))[0]
+                return self._instead(verdict) if verdict.blocked else result
+
+            return checked
+
+        @functools.wraps(function)
+        def checked_sync(*args: Any, **kwargs: Any) -> Any:
+            request = self._asked(signature.bind(*args, **kwargs))
+            verdict = self.guard._verdicts([request], ("request",))[0]
+            if verdict.blocked:
+                return self._instead(verdict)
+            result = function(*args, **kwargs)
+            if exchange := self._answered(request, result):
+                verdict = self.guard._verdicts([exchange], ("response",))[0]
+            return self._instead(verdict) if verdict.blocked else result
+
+        return checked_sync
+
+    def _asked(self, bound: inspect.BoundArguments) -> Exchange:
+        given: dict[str, Any] = {}
+        for name, value in bound.arguments.items():
+            kind = bound.signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_KEYWORD:
+                given.update(value)
+            elif kind is not inspect.Parameter.VAR_POSITIONAL:
+                given[name] = value
+            elif value:
+                given[name] = list(value)
+        judged = {name: value for name, value in given.items() if name not in self.injected}
+        return self.guard.read(Exchange(request=describe_call(self.name, judged)))
+
+    def _answered(self, request: Exchange, result: Any) -> Exchange | None:
+        if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
+            raise BadInput(
+                f"{self.name} returned a {type(result).__name__}, which cannot be judged. Return its result."
+            )
+        if self.artifact and isinstance(result, tuple) and len(result) == 2:
+            result = result[0]  # the artifact goes to the application, not to the model
+        text = "\n".join(texts_of(result))
+        return self.guard.read(request.model_copy(update={"response": text})) if text.strip() else None
+
+    def _instead(self, verdict: Verdict) -> Any:
+        action = self.guard.policy.on_violation
         if callable(action):
-            return action(verdict)
-        if tool:
-            raise ToolException(verdict.reasons)
+            return (action(verdict), None) if self.artifact else action(verdict)
+        if self.tool is not None:
+            raise ToolException(shown_reasons(verdict))
         if action == "raise":
             raise Blocked(verdict)
         return explanation(verdict)
 
-    if inspect.iscoroutinefunction(function):
-
-        @functools.wraps(function)
-        async def checked(*args: Any, **kwargs: Any) -> Any:
-            request = asked(args, kwargs)
-            verdict = (await guard._averdicts([request], ("request",)))[0]
-            if verdict.blocked:
-                return instead(verdict)
-            result = await function(*args, **kwargs)
-            exchange = answered(request, result)
-            if exchange is not None:
-                verdict = (await guard._averdicts([exchange], ("response",)))[0]
-            return instead(verdict) if verdict.blocked else result
-
-        return checked
-
-    @functools.wraps(function)
-    def checked_sync(*args: Any, **kwargs: Any) -> Any:
-        request = asked(args, kwargs)
-        verdict = guard._verdicts([request], ("request",))[0]
-        if verdict.blocked:
-            return instead(verdict)
-        result = function(*args, **kwargs)
-        exchange = answered(request, result)
-        if exchange is not None:
-            verdict = guard._verdicts([exchange], ("response",))[0]
-        return instead(verdict) if verdict.blocked else result
-
-    return checked_sync
-
 
 def _guarded_tool(guard: GuardReasonerGuard, tool: BaseTool) -> BaseTool:
-    """A copy of a tool whose functions are guarded; an agent reads a block as an error of the tool."""
-    if not isinstance(tool, (StructuredTool, SimpleTool)):
-        raise BadInput(
-            f"{type(tool).__name__} keeps its work in a method. Guard the function it calls, or make it a tool "
-            "with langchain_core.tools.tool."
-        )
-    guard_one = functools.partial(_guarded_function, guard, name=tool.name, tool=True)
-    return tool.model_copy(
-        update={
-            "func": guard_one(tool.func) if tool.func else None,
-            "coroutine": guard_one(tool.coroutine) if tool.coroutine else None,
-            "handle_tool_error": tool.handle_tool_error or True,
-        }
-    )
+    """A copy of a tool whose work is guarded; an agent reads a block as an error of the tool."""
+    asked = set(_fields(tool.tool_call_schema))
+    injected = {name for name in _fields(tool.get_input_schema()) if name not in asked}
+    injected |= {"config", "run_manager", "callbacks", *tool._injected_args_keys}
+    guarding = _Guarding(guard, tool.name, injected, tool)
+    copy = tool.model_copy(update={"handle_tool_error": tool.handle_tool_error or True})
+    # an instance's own attribute stands before its class's method; pydantic would refuse it
+    object.__setattr__(copy, "_run", guarding.around(tool._run))
+    object.__setattr__(copy, "_arun", guarding.around(tool._arun))
+    return copy
+
+
+def _fields(schema: Any) -> list[str]:
+    if isinstance(schema, Mapping):  # a JSON schema
+        return list(schema.get("properties", {}))
+    return list(schema.model_fields)
 
 
 def describe_call(name: str, arguments: Mapping[str, Any]) -> str:
@@ -131,34 +152,27 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
 
 
-def _result_text(result: Any) -> str:
-    if result is None:
-        return ""
-    if isinstance(result, tuple) and len(result) == 2:  # content and artifact
-        return _result_text(result[0])
-    try:
-        return text_of(result)
-    except BadInput:
-        return _plain(result)
-
-
 def _injected(function: Callable[..., Any]) -> set[str]:
-    """Parameters that a framework fills in, not the model."""
-    try:
-        hints = typing.get_type_hints(function, include_extras=True)
-    except Exception:  # annotations that cannot be resolved here say nothing of injection
-        hints = {}
-    found = set()
-    for name, hint in hints.items():
-        marks = typing.get_args(hint)[1:] if typing.get_origin(hint) is typing.Annotated else ()
+    """Parameters of a plain function that a framework fills in, not the model."""
+    found = {"run_manager", "callbacks"}
+    for name, parameter in inspect.signature(function).parameters.items():
+        try:  # one by one, so that a name that cannot be resolved hides no other
+            hint = typing.get_type_hints(_Hinted(function, name), include_extras=True)[name]
+        except Exception:
+            hint = parameter.annotation
+        marks = [*getattr(hint, "__metadata__", ())]
         kinds = [mark if isinstance(mark, type) else type(mark) for mark in marks]
-        bare = typing.get_args(hint)[0] if marks else hint
-        origin = typing.get_origin(bare) or bare
-        if (
-            any(issubclass(kind, InjectedToolArg) for kind in kinds)
-            or RunnableConfig in (origin, *typing.get_args(bare))
-            or getattr(origin, "__name__", "") == "ToolRuntime"
-            or name in ("callbacks", "run_manager")
-        ):
+        bare = [hint, *typing.get_args(hint)]
+        names = {getattr(typing.get_origin(kind) or kind, "__name__", str(kind)) for kind in bare}
+        if any(issubclass(kind, InjectedToolArg) for kind in kinds) or names & {RunnableConfig.__name__, "ToolRuntime"}:
             found.add(name)
     return found
+
+
+class _Hinted:
+    """Stands for a function with one annotation, for `get_type_hints`."""
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        self.__annotations__ = {name: inspect.signature(function).parameters[name].annotation}
+        self.__wrapped__ = function
+        self.__globals__ = getattr(inspect.unwrap(function), "__globals__", {})

@@ -46,7 +46,8 @@ def session(guard: GuardReasonerGuard) -> dict[str, Verdict]:
         except Blocked as blocked:
             verdict = blocked.verdict
             which = "answer" if verdict.request is None else "request"
-            console.print(f"[red]Guard: {which} blocked[/]", end="  ")
+            what = f"{which} blocked" if verdict.outcome == "verdict" else escape(verdict.reasons)
+            console.print(f"[red]Guard: {what}[/]", end="  ")
         labels = ", ".join(f"{task} {label}" for task in ("request", "completion", "response")
                            if (label := getattr(verdict, task)))  # fmt: skip
         console.print(f"[dim]{labels}; {verdict.usage.latency_ms:.0f} ms[/]")

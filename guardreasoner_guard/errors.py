@@ -50,6 +50,9 @@ class UnreadableAnswer(GuardError):
         super().__init__(message)
         self.answer = answer
 
+    def __reduce__(self) -> tuple[type[UnreadableAnswer], tuple[str, str]]:
+        return type(self), (str(self), self.answer)
+
 
 class GuardTimeout(GuardError, TimeoutError):
     """Judging took longer than the guard's timeout."""
@@ -60,6 +63,11 @@ class MissingExtra(GuardError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed. Install it with: pip install 'guardreasoner-guard[{extra}]'")
+        self.package = package
+        self.extra = extra
+
+    def __reduce__(self) -> tuple[type[MissingExtra], tuple[str, str]]:
+        return type(self), (self.package, self.extra)
 
 
 class Blocked(GuardError):
@@ -72,3 +80,6 @@ class Blocked(GuardError):
     def __init__(self, verdict: Verdict) -> None:
         super().__init__(verdict.reasons)
         self.verdict = verdict
+
+    def __reduce__(self) -> tuple[type[Blocked], tuple[Verdict]]:
+        return type(self), (self.verdict,)

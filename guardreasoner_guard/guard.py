@@ -12,19 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
-from pydantic import ConfigDict, PrivateAttr
+from pydantic import ConfigDict, Field, PrivateAttr, ValidationError
 
 from .engine import Engine
 from .errors import BadInput, Blocked, GuardTimeout
 from .exchange import Exchange, read_exchange
 from .judge import Judge, Judgement, Reasoning
-from .model_dir import Manifest, open_model
+from .model_dir import Device, Manifest, open_model
 from .policy import Policy, reasons
 from .verdict import TASKS, Task, Usage, Verdict
 
 if TYPE_CHECKING:
     from .guarded import Guarded
-    from .onnx_engine import Device
 
 OnFailure = Literal["block", "pass", "raise"]
 Tool = TypeVar("Tool")
@@ -48,8 +47,11 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
         policy: What is blocked and what a caller gets instead.
         device: `auto`, `cpu` or `cuda`.
         on_failure: What follows when no judgement was reached: `block`, `pass`, or `raise` the error.
-        timeout: Seconds one check may take, waiting for its turn included; None = no limit.
+        timeout: Seconds one check may take, waiting for its turn included; None = no limit. Many checks at
+            once may take as many times that.
         max_characters: Longest text that is accepted; a longer one is a BadInput, never cut.
+        manifest: For an Engine of your own: its template and thresholds, and whether score or reasoning decides.
+        name: What LangChain's traces call the guard.
 
     Raises:
         BadModelDir: The model is missing or damaged.
@@ -62,10 +64,11 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
     model: Any = "bundled"
     reasoning: Reasoning = "adaptive"
     policy: Policy = Policy()
-    device: str = "auto"
+    device: Device = "auto"
     on_failure: OnFailure = "block"
-    timeout: float | None = None
-    max_characters: int = 200_000
+    timeout: float | None = Field(default=None, gt=0)
+    max_characters: int = Field(default=200_000, gt=0)
+    manifest: Manifest | None = None
 
     _judge: Judge = PrivateAttr()
     _threads: ThreadPoolExecutor = PrivateAttr()
@@ -80,6 +83,8 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
         on_failure: OnFailure = "block",
         timeout: float | None = None,
         max_characters: int = 200_000,
+        manifest: Manifest | None = None,
+        name: str | None = None,
     ) -> None:
         settings: dict[str, Any] = {
             "model": model,
@@ -89,6 +94,8 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
             "on_failure": on_failure,
             "timeout": timeout,
             "max_characters": max_characters,
+            "manifest": manifest,
+            "name": name,
         }
         super().__init__(**settings)
         if isinstance(model, (str, Path)):
@@ -97,8 +104,10 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
             directory = open_model(model)
             engine: Engine = OnnxEngine(directory, device)
             manifest = directory.manifest
+        elif all(hasattr(model, name) for name in ("score", "generate", "split")):
+            engine, manifest = model, manifest or SCRIPTED_MANIFEST
         else:
-            engine, manifest = model, SCRIPTED_MANIFEST
+            raise BadInput(f"A {type(model).__name__} is no model. Pass 'bundled', a directory, a hub id or an Engine.")
         self._judge = Judge(engine, manifest)
         self._threads = ThreadPoolExecutor(engine.concurrency, thread_name_prefix="guard")
 
@@ -180,22 +189,35 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
         """`ainvoke` for many inputs, judged as one batch."""
 
         async def checked(values: list[Any]) -> list[Any]:
-            verdicts = await self._averdicts([self.read(value) for value in values])
-            return [self._pass_or_error(value, verdict) for value, verdict in zip(values, verdicts, strict=True)]
+            read = [self._read_or_error(value) for value in values]
+            verdicts = await self._averdicts([item for item in read if isinstance(item, Exchange)])
+            return self._passed(values, read, verdicts)
 
         return await self._abatch_with_config(checked, inputs, config, return_exceptions=return_exceptions)
 
     def _checked_batch(self, values: list[Any]) -> list[Any]:
-        verdicts = self._verdicts([self.read(value) for value in values])
-        return [self._pass_or_error(value, verdict) for value, verdict in zip(values, verdicts, strict=True)]
+        read = [self._read_or_error(value) for value in values]
+        verdicts = self._verdicts([item for item in read if isinstance(item, Exchange)])
+        return self._passed(values, read, verdicts)
+
+    def _read_or_error(self, value: Any) -> Exchange | BadInput:
+        try:
+            return self.read(value)
+        except BadInput as error:
+            return error
+
+    def _passed(self, values: list[Any], read: list[Exchange | BadInput], verdicts: list[Verdict]) -> list[Any]:
+        """What `batch` returns for each value: itself, or the error that stops it."""
+        judged = iter(verdicts)
+        return [
+            item if isinstance(item, BadInput) else Blocked(verdict) if (verdict := next(judged)).blocked else value
+            for value, item in zip(values, read, strict=True)
+        ]
 
     def _pass(self, value: Any, verdict: Verdict) -> Any:
         if verdict.blocked:
             raise Blocked(verdict)
         return value
-
-    def _pass_or_error(self, value: Any, verdict: Verdict) -> Any:
-        return Blocked(verdict) if verdict.blocked else value
 
     # -- around other things ------------------------------------------------------------------
 
@@ -230,7 +252,12 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
         """Reads an exchange out of a chain's input and holds it to `max_characters`; see `check`."""
         exchange = read_exchange(request, response)
         if history is not None:
-            exchange = exchange.model_copy(update={"history": tuple(history)})
+            try:
+                exchange = Exchange(**{**exchange.model_dump(), "history": tuple(history)})
+            except ValidationError as error:
+                raise BadInput(
+                    "History is a list of (role, text) pairs, role user or assistant. Pass it so."
+                ) from error
         length = len(exchange.request) + len(exchange.response or "") + sum(len(text) for _, text in exchange.history)
         if length > self.max_characters:
             raise BadInput(
@@ -248,11 +275,13 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
                 return self._judged(exchanges, tasks, cancel, start)
             future = self._threads.submit(self._judged, exchanges, tasks, cancel, start)
             try:
-                return future.result(self.timeout)
+                return future.result(self.timeout * len(exchanges))
             except FutureTimeout:
                 future.cancel()
                 raise self._late() from None
         except Exception as error:
+            if self._shared(error, exchanges):
+                return [self._verdicts([exchange], tasks)[0] for exchange in exchanges]
             return self._failed(error, exchanges, start)
         finally:
             cancel.set()
@@ -262,10 +291,13 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
         start = time.perf_counter()
         future = self._threads.submit(self._judged, exchanges, tasks, cancel, start)
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), self.timeout)
-        except asyncio.TimeoutError:
+            allowed = None if self.timeout is None else self.timeout * len(exchanges)
+            return await asyncio.wait_for(asyncio.wrap_future(future), allowed)
+        except TimeoutError:
             return self._failed(self._late(), exchanges, start)
         except Exception as error:
+            if self._shared(error, exchanges):
+                return [(await self._averdicts([exchange], tasks))[0] for exchange in exchanges]
             return self._failed(error, exchanges, start)
         finally:
             cancel.set()
@@ -298,6 +330,10 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
                 latency_ms=round(milliseconds, 2),
             ),
         )
+
+    def _shared(self, error: Exception, exchanges: list[Exchange]) -> bool:
+        """Whether a batch is judged again one by one, so that the fault of one text is not that of all."""
+        return len(exchanges) > 1 and not isinstance(error, (GuardTimeout, BadInput))
 
     def _late(self) -> GuardTimeout:
         return GuardTimeout(f"No judgement within {self.timeout} s. Raise the timeout, or use reasoning='never'.")

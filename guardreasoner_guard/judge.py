@@ -16,7 +16,7 @@ from .engine import Engine, Question, Scored
 from .errors import BadInput, EngineError, UnreadableAnswer
 from .exchange import Exchange
 from .model_dir import Manifest
-from .template import Prompt, neutralise, template
+from .template import Prompt, template
 from .verdict import LABELS, TASKS, Mode, ReasoningStep, Task
 
 Reasoning = Literal["adaptive", "always", "never"]
@@ -59,6 +59,8 @@ class _Stage:
     prompt: Prompt
     harm: float = 0.0
     """Highest score of a label that is about harm."""
+    harmful: bool = False
+    """Whether a score says harmful."""
 
 
 class Judge:
@@ -102,8 +104,7 @@ class Judge:
         judgements = [Judgement() for _ in exchanges]
         stages = [stage for i, exchange in enumerate(exchanges) for stage in self._stages(i, exchange, wanted)]
         if not (reasoning == "always" and self.manifest.decides == "reasoning"):
-            for stage in stages:
-                self._score(stage, judgements[stage.exchange], cancel)
+            self._score(stages, judgements, cancel)
         chosen = [s for s in self._worst(stages, judgements) if self._reasons(s, judgements, reasoning, blocks)]
         self._explain(chosen, judgements, cancel)
         for stage in stages:
@@ -132,7 +133,7 @@ class Judge:
     def _windows(self, exchange: Exchange, alone: bool) -> list[tuple[str, str | None]]:
         """The (request, response) texts to judge; every token of the texts that are asked about is in one."""
         size = self.manifest.window
-        if sum(len(neutralise(text).encode()) for _, text in exchange.history) > 4 * size:
+        if sum(len(text) for _, text in exchange.history) > 4 * size:
             raise BadInput("The history is longer than the model's window. Pass the latest turns alone.")
         if exchange.response is None or alone:
             return [(part, None) for part in self._split(exchange.request, size)]
@@ -155,38 +156,56 @@ class Judge:
         tail = text[-len(head) :]
         return f"{head}\n[...]\n{tail}"
 
-    def _score(self, stage: _Stage, judgement: Judgement, cancel: threading.Event | None) -> None:
-        known: dict[Task, str] = {}
-        for task in TASKS:
-            if task not in stage.tasks and not self._template.chained:
-                continue
-            prompt = stage.prompt + self._template.score_prefix(task, known)
-            scored: Scored = self.engine.score([Question(prompt, LABELS[task])], cancel)[0]
-            judgement.prompt_tokens += scored.tokens
-            probability = scored.probabilities[0]
-            known[task] = self._label(task, probability)
-            if task not in stage.tasks:
-                continue
+    def _score(self, stages: list[_Stage], judgements: Sequence[Judgement], cancel: threading.Event | None) -> None:
+        """Scores every label of every stage; where a label is asked after others, in rounds, else at once."""
+        known: list[dict[Task, str]] = [{} for _ in stages]
+        rounds = [(task,) for task in TASKS] if self._template.chained else [TASKS]
+        for round_ in rounds:
+            asked = [
+                (index, task)
+                for index, stage in enumerate(stages)
+                for task in round_
+                if task in stage.tasks or self._template.chained
+            ]
+            questions = [
+                Question(stages[index].prompt + self._template.score_prefix(task, known[index]), LABELS[task])
+                for index, task in asked
+            ]
+            for (index, task), scored in zip(asked, self.engine.score(questions, cancel), strict=True):
+                known[index][task] = self._take(task, scored, stages[index], judgements[stages[index].exchange])
+
+    def _take(self, task: Task, scored: Scored, stage: _Stage, judgement: Judgement) -> str:
+        """Enters one score; returns its label."""
+        probability = scored.probabilities[0]
+        if not 0 <= probability <= 1:
+            raise EngineError(f"The model's score is {probability}, not a probability. See `guardreasoner doctor`.")
+        judgement.prompt_tokens += scored.tokens
+        label = LABELS[task][0 if probability >= self.manifest.thresholds[task] else 1]
+        if task in stage.tasks:
             if task != "completion":
                 stage.harm = max(stage.harm, probability)
+                stage.harmful |= label == LABELS[task][0]
+            # whether an answer refuses is said at its beginning, so its first window decides that
             if task not in judgement.scores or (probability > judgement.scores[task] and task != "completion"):
-                # whether an answer refuses is said at its beginning, so its first window decides that
                 judgement.scores[task] = probability
-                judgement.labels[task] = known[task]
-
-    def _label(self, task: Task, probability: float) -> str:
-        return LABELS[task][0 if probability >= self.manifest.thresholds[task] else 1]
+                judgement.labels[task] = label
+        return label
 
     def _worst(self, stages: list[_Stage], judgements: list[Judgement]) -> list[_Stage]:
-        """The windows worth reasoning about: of each stage the one that scores worst, or all, where none was scored."""
+        """The windows worth reasoning about.
+
+        Of each stage the one that scores worst. Where reasoning decides, all that score harmful, lest what is
+        said of one window acquit another; and all, where none was scored.
+        """
         groups: dict[tuple[int, tuple[Task, ...]], list[_Stage]] = {}
         for stage in stages:
             groups.setdefault((stage.exchange, stage.tasks), []).append(stage)
         worst: list[_Stage] = []
         for (index, _), windows in groups.items():
             judgements[index].windows = max(judgements[index].windows, len(windows))
+            suspect = [window for window in windows if window.harmful] if self.manifest.decides == "reasoning" else []
             scored = bool(judgements[index].scores)
-            worst += [max(windows, key=lambda window: window.harm)] if scored else windows
+            worst += (suspect or [max(windows, key=lambda window: window.harm)]) if scored else windows
         return worst
 
     def _reasons(
@@ -244,7 +263,7 @@ class Judge:
         """Ends an answer that cannot be read: after its reasoning, the labels are scored."""
         reasons = text.split("\nAnswers:")[0].rstrip("-\n ")
         forced = Judgement()
-        self._score(_Stage(stage.exchange, stage.tasks, stage.prompt + f"{reasons}\n\n---\n\n"), forced, cancel)
+        self._score([_Stage(0, stage.tasks, stage.prompt + f"{reasons}\n\n---\n\n")], [forced], cancel)
         judgement.prompt_tokens += forced.prompt_tokens
         return forced.labels
 

@@ -7,11 +7,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import BadModelDir, MissingExtra
 from .template import TEMPLATES
-from .verdict import TASKS, Task
+from .verdict import LABELS, TASKS, Task
+
+Device = Literal["auto", "cpu", "cuda"]
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -42,6 +44,14 @@ class Manifest(BaseModel):
     """Longest text, in tokens, that is judged in one piece."""
     thresholds: dict[Task, float] = Field(default_factory=_even_odds)
     """Probability of the positive class from which a score says harmful, refusal, harmful."""
+
+    @field_validator("thresholds")
+    @classmethod
+    def _usable(cls, thresholds: dict[Task, float]) -> dict[Task, float]:
+        if set(thresholds) != set(TASKS) or not all(0 < value < 1 for value in thresholds.values()):
+            raise ValueError("a threshold between 0 and 1 is needed for each of request, completion, response")
+        return thresholds
+
     decides: Literal["score", "reasoning"] = "reasoning"
     """Which of the two measured better as the judge: the direct score, or the label after the reasoning."""
     doubt: float = Field(default=0.5, ge=0)
@@ -91,6 +101,12 @@ def open_model(model: str | Path) -> ModelDir:
         raise BadModelDir(
             f"{path} has format {manifest.format} and template {manifest.template!r}; this release reads format "
             f"{FORMAT} and {', '.join(TEMPLATES)}. Upgrade guardreasoner-guard or export the model again."
+        )
+    needed = {"model.onnx", "genai_config.json", "tokenizer.json"} - set(manifest.files)
+    words = {word for pair in LABELS.values() for word in pair} - set(manifest.label_tokens)
+    if needed or words:
+        raise BadModelDir(
+            f"{path / MANIFEST} does not name {', '.join(sorted(needed | words))}. Export the model again."
         )
     for name, expected in manifest.files.items():
         _check_file(path, name, expected)

@@ -7,6 +7,7 @@ instruction, a request that is asked about twice) is read once: the key-value ca
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,14 +17,14 @@ import numpy as np
 
 from .engine import Question, Scored, Written
 from .errors import BadModelDir, DeviceUnavailable, EngineError, MissingExtra
-from .model_dir import ModelDir
+from .model_dir import Device, ModelDir
 from .template import Prompt
 
 logger = logging.getLogger(__name__)
 
-Device = Literal["auto", "cpu", "cuda"]
 BATCH = 16
 """Most texts that are written side by side; more gain little on a CPU and cost memory."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _MARGIN = 384
 """Cache kept beyond a window: instruction, markers, forced prefix and a short answer fit in it."""
 
@@ -99,7 +100,7 @@ class OnnxEngine:
 
     def split(self, text: str, size: int, overlap: int) -> list[str]:
         """Windows over the text's tokens; every character is in at least one."""
-        offsets = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        offsets = self._tokenizer.encode(_encodable(text), add_special_tokens=False).offsets
         if len(offsets) <= size:
             return [text]
         windows = []
@@ -111,7 +112,7 @@ class OnnxEngine:
         return windows
 
     def _ids(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return list(self._tokenizer.encode(_encodable(text), add_special_tokens=False).ids)
 
     def _encode(self, prompt: Prompt) -> list[int]:
         ids = [] if self._manifest.bos_token is None else [self._manifest.bos_token]
@@ -127,26 +128,27 @@ class OnnxEngine:
         with self._running(cancel):
             read = self._read(ids)
             logits = np.asarray(self._kept.get_logits(), dtype=np.float64)[0, -1, words]
-        if not np.isfinite(logits).all():
-            self._kept = None
-            raise EngineError("The model's scores are not numbers. Export it in a higher precision.")
+            if not np.isfinite(logits).all():
+                self._kept = None
+                raise EngineError("The model's scores are not numbers. Export it in a higher precision.")
         odds = np.exp(logits - logits.max())
         return Scored(tuple(float(p) for p in odds / odds.sum()), read)
 
     def _read(self, ids: list[int]) -> int:
         """Brings the kept cache to hold exactly `ids`; returns how many tokens had to be read."""
-        if self._kept is None or len(ids) > self._kept_room:
+        # what is interrupted half-way (Ctrl-C too) must not be taken for a whole cache by the next call
+        kept, self._kept = self._kept, None
+        if kept is None or len(ids) > self._kept_room:
             self._kept_room = max(len(ids), self._manifest.window + _MARGIN)
-            self._kept, self._kept_ids = self._generator(self._kept_room, 1, 0.0, 0), []
+            kept, self._kept_ids = self._generator(self._kept_room, 1, 0.0, 0), []
         shared = 0
         # the last token is read again even where all agree, for its logits
         while shared < min(len(ids) - 1, len(self._kept_ids)) and ids[shared] == self._kept_ids[shared]:
             shared += 1
         if shared < len(self._kept_ids):
-            self._kept.rewind_to(shared)
-        self._kept_ids = []  # unknown, should the next line fail
-        self._kept.append_tokens(np.array(ids[shared:], dtype=np.int32))
-        self._kept_ids = ids
+            kept.rewind_to(shared)
+        kept.append_tokens(np.array(ids[shared:], dtype=np.int32))
+        self._kept, self._kept_ids = kept, ids
         return len(ids) - shared
 
     def _write(
@@ -192,6 +194,11 @@ class OnnxEngine:
             except Exception as error:  # the runtime raises RuntimeError, MemoryError and its own
                 self._kept = None
                 raise EngineError(f"The model could not be run: {error}. See `guardreasoner doctor`.") from error
+
+
+def _encodable(text: str) -> str:
+    """The text without lone surrogates, which no tokeniser takes; its length stays."""
+    return _SURROGATE.sub("\ufffd", text)
 
 
 def _runtime() -> Any:

@@ -7,6 +7,7 @@ its directory names the template's version and another one is refused.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,9 +16,10 @@ from .verdict import TASKS, Task
 
 _SPECIAL_TOKEN = re.compile(r"<(?=\|)|<(?=/?(?:s|unk|pad|bos|eos|mask)>)|\[(?=/?INST\])", re.IGNORECASE)
 _MARKER = re.compile(
-    r"^(?=[\W_]*(?:human\s+user|ai\s+assistant|answers|request|completion|response)\s*[:\uff1a]"
-    r"|\s*#+\s*(?:task|reasoning\s+step)\b|\s*-{3,}\s*$)",
-    re.IGNORECASE | re.MULTILINE,
+    r"(?:\W|_)*(?:human\s+user|ai\s+assistant)\s*(?:\(earlier\)\s*)?[:\u2236]"
+    r"|(?:\W|_)*(?:answers|request|completion|response)\s*[:\u2236]"
+    r"|\s*#+\s*(?:task|reasoning\s+step)\b|\s*-{3,}\s*$",
+    re.IGNORECASE,
 )
 _LINE_BREAK = re.compile("\r\n|[\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029]")
 _UNREADABLE = re.compile("[\x00\ud800-\udfff]")
@@ -36,7 +38,14 @@ def neutralise(untrusted: str) -> str:
     text = _UNREADABLE.sub("\ufffd", untrusted)
     text = _LINE_BREAK.sub("\n", text)
     text = _SPECIAL_TOKEN.sub(lambda found: found[0] + " ", text)
-    return _MARKER.sub("> ", text)
+    return "\n".join(f"> {line}" if _speaks_as_template(line) else line for line in text.split("\n"))
+
+
+def _speaks_as_template(line: str) -> bool:
+    """Whether a line reads as a marker, once full-width letters and characters nobody sees are seen through."""
+    if not line.isascii():
+        line = "".join(c for c in unicodedata.normalize("NFKC", line) if unicodedata.category(c) != "Cf")
+    return _MARKER.match(line) is not None
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from guardreasoner_guard import GuardReasonerGuard
+
+settings.register_profile("steady", deadline=None, derandomize=True)  # a busy machine is no fault of the code
+settings.load_profile("steady")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -120,3 +120,83 @@ def test_the_call_is_put_in_plain_words() -> None:
 def test_what_is_no_tool_is_refused() -> None:
     with pytest.raises(BadInput, match="Pass a function"):
         guard.tool(3)
+
+
+class Lookup(BaseTool):
+    """A tool made as a class."""
+
+    name: str = "lookup"
+    description: str = "Looks up."
+    greeting: str = "found"
+
+    def _run(self, word: str) -> str:
+        return f"{self.greeting} {word}"
+
+
+def test_a_tool_made_as_a_class_is_guarded() -> None:
+    safe = guard.tool(Lookup())
+    assert isinstance(safe, Lookup)
+    assert safe.invoke({"word": "cats"}) == "found cats"
+    assert "the request is harmful" in safe.invoke({"word": "a bomb"})
+    assert "the request is harmful" in asyncio.run(safe.ainvoke({"word": "a bomb"}))
+    assert Lookup().invoke({"word": "a bomb"}) == "found a bomb"
+
+
+def test_an_artifact_is_kept_and_its_content_judged() -> None:
+    @tool(response_format="content_and_artifact")
+    def page(word: str) -> tuple[str, list[int]]:
+        """Fetches."""
+        return f"page about {word}" + (" bomb" if word == "trap" else ""), [1]
+
+    safe = guard.tool(page)
+    call: dict[str, Any] = {"name": "page", "args": {"word": "cats"}, "id": "1", "type": "tool_call"}
+    message = safe.invoke(call)
+    assert (message.content, message.artifact) == ("page about cats", [1])
+    message = safe.invoke({**call, "args": {"word": "trap"}})
+    assert message.status == "error" and "bomb" not in message.content
+
+
+@pytest.mark.parametrize("result", [("ok", "a bomb"), ["a bomb"], {"a": {"b": "a bomb"}}])
+def test_results_of_any_shape_are_judged_whole(result: Any) -> None:
+    with pytest.raises(Blocked):
+        guard.tool(lambda: result)()
+
+
+def test_results_that_cannot_be_held_back_are_refused() -> None:
+    async def later() -> str:
+        return "a bomb"
+
+    def stream() -> Any:
+        yield "a bomb"
+
+    with pytest.raises(BadInput, match="Return its result"):
+        guard.tool(lambda: stream())()
+    with pytest.raises(BadInput, match="generator"):
+        guard.tool(stream)
+    coroutine = later()
+    with pytest.raises(BadInput, match="Return its result"):
+        _ = guard.tool(lambda: coroutine)()
+    coroutine.close()
+
+
+def test_an_object_with_an_async_call_is_async() -> None:
+    class Caller:
+        async def __call__(self, text: str) -> str:
+            return text
+
+    with pytest.raises(Blocked):
+        asyncio.run(call_async(guard.tool(Caller())))
+
+
+async def call_async(function: Any) -> Any:
+    return await function("a bomb")
+
+
+def test_injection_is_seen_in_plain_functions_too() -> None:
+    def act(text: str, config: RunnableConfig, user: Annotated[str, InjectedToolArg], odd: Nowhere = None) -> str:  # type: ignore[name-defined]  # noqa: F821
+        return text
+
+    safe = guard.tool(act)
+    assert safe("hi", {"tags": ["bomb"]}, "bomb squad") == "hi"
+    with pytest.raises(Blocked):
+        safe("a bomb", {}, "me")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import threading
 import time
 from typing import Any
 
 import pytest
 from langchain_core.messages import HumanMessage
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import ConfigurableField, RunnableLambda
 
 from guardreasoner_guard import (
     BadInput,
@@ -17,8 +18,10 @@ from guardreasoner_guard import (
     EngineError,
     GuardReasonerGuard,
     GuardTimeout,
+    MissingExtra,
     Policy,
     ScriptedEngine,
+    UnreadableAnswer,
     Verdict,
 )
 
@@ -198,3 +201,73 @@ def test_one_guard_serves_many_threads() -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_one_bad_input_of_a_batch_is_not_the_others_fault() -> None:
+    found = guard().batch(["ok", "", "bomb"], return_exceptions=True)
+    assert [type(item) for item in found] == [str, BadInput, Blocked]
+    found = asyncio.run(guard().abatch(["ok", "", "bomb"], return_exceptions=True))
+    assert [type(item) for item in found] == [str, BadInput, Blocked]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_one_text_that_fails_does_not_pass_or_block_its_neighbours(asynchronous: bool) -> None:
+    class Poisoned(ScriptedEngine):
+        def score(self, questions: Any, cancel: Any = None) -> Any:
+            if any("poison" in str(question.prompt) for question in questions):
+                raise EngineError("choked")
+            return super().score(questions, cancel)
+
+    texts = ["hello", "poison", "a bomb"]
+    poisoned = GuardReasonerGuard(Poisoned(), on_failure="pass")
+    verdicts = asyncio.run(poisoned.acheck_many(texts)) if asynchronous else poisoned.check_many(texts)
+    assert [(v.outcome, v.blocked) for v in verdicts] == [("verdict", False), ("failure", False), ("verdict", True)]
+
+
+def test_many_checks_are_scored_in_one_call() -> None:
+    engine = ScriptedEngine()
+    GuardReasonerGuard(engine, reasoning="never").check_many(["a", "b", ("c", "d")])
+    assert engine.calls == 1
+
+
+def test_a_score_that_is_no_probability_is_a_failure() -> None:
+    class Broken(ScriptedEngine):
+        def score(self, questions: Any, cancel: Any = None) -> Any:
+            return [type(s)((float("nan"), float("nan")), 1) for s in super().score(questions, cancel)]
+
+    verdict = GuardReasonerGuard(Broken()).check("hello")
+    assert verdict.blocked and verdict.outcome == "failure"
+
+
+def test_errors_survive_a_process_boundary() -> None:
+    verdict = guard().check("a bomb")
+    for error in (Blocked(verdict), MissingExtra("x", "cpu"), UnreadableAnswer("m", "a")):
+        again = pickle.loads(pickle.dumps(error))
+        assert str(again) == str(error) and vars(again) == vars(error)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"device": "cuda:0"}, {"reasoning": "maybe"}, {"timeout": 0}, {"on_failure": "ignore"}, {"max_characters": 0}],
+)
+def test_settings_that_do_not_exist_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        guard(**settings)
+
+
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(BadInput, match="is no model"):
+        GuardReasonerGuard(None)  # type: ignore[arg-type]
+
+
+def test_history_is_pairs_of_role_and_text() -> None:
+    assert not guard().check("hi", history=[("user", "hello"), ("assistant", "no")]).blocked
+    for wrong in ([{"role": "user", "content": "x"}], [("human", "x")], [3]):
+        with pytest.raises(BadInput, match="History is a list"):
+            guard().check("hi", history=wrong)  # type: ignore[arg-type]
+
+
+def test_langchain_may_configure_it() -> None:
+    field = ConfigurableField(id="reasoning")
+    configurable = guard().configurable_fields(reasoning=field)
+    assert configurable.with_config(configurable={"reasoning": "never"}).invoke("hi") == "hi"

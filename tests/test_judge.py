@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from guardreasoner_guard import BadInput, EngineError, Exchange, ScriptedEngine
-from guardreasoner_guard.engine import Question, Scored
+from guardreasoner_guard.engine import Question, Scored, Written
 from guardreasoner_guard.judge import Judge
 from guardreasoner_guard.model_dir import Manifest
 from guardreasoner_guard.template import Prompt
@@ -123,3 +123,30 @@ def test_asking_about_a_response_that_is_not_there_is_refused() -> None:
         Judge(ScriptedEngine(), manifest()).judge(
             [Exchange(request="a", response="b"), Exchange(request="a")], "never", tasks=("response",)
         )
+
+
+def test_reasoning_about_one_window_does_not_acquit_another() -> None:
+    class Wavering(ScriptedEngine):
+        """Says of the first bomb that it is fine, of the second that it is not."""
+
+        def generate(self, prompts: Any, **settings: Any) -> list[Written]:
+            labels = ["harmful" if "second" in str(prompt) else "unharmful" for prompt in prompts]
+            return [Written(f"x\n---\nAnswers:\nRequest: {label}", 1, True) for label in labels]
+
+    words = ["w"] * 900
+    words[100], words[700] = "first bomb", "second bomb"
+    judge = Judge(Wavering(), manifest(template="guardreasoner/1", decides="reasoning"))
+    [found] = judge.judge(
+        [Exchange(request=" ".join(words))],
+        "adaptive",
+        tasks=("request",),
+        blocks=lambda labels: "harmful" in labels.values(),
+    )
+    assert found.labels == {"request": "harmful"}
+
+
+def test_several_labels_are_asked_in_one_call_or_in_rounds() -> None:
+    for version, calls in (("short/1", 1), ("guardreasoner/1", 3)):
+        engine = ScriptedEngine()
+        Judge(engine, manifest(template=version)).judge([Exchange(request="a", response="b")] * 3, "never")
+        assert engine.calls == calls

@@ -77,14 +77,28 @@ def test_no_manifest_no_model(directory: Path) -> None:
         ({"format": 99}, "Upgrade guardreasoner-guard or export the model again"),
         ({"template": "short/2"}, "Upgrade guardreasoner-guard or export the model again"),
         ({"new_field": 1}, "upgrade guardreasoner-guard or export the model again"),
-        ({"files": {"../secret": "0"}}, "no plain file name"),
-        ({"files": {"/etc/passwd": "0"}}, "no plain file name"),
-        ({"label_tokens": {"harmful": 1}}, "tokeniser"),
+        ({"files": {}}, "does not name genai_config.json, model.onnx, tokenizer.json"),
+        ({"label_tokens": {"harmful": 1}}, "does not name compliance, refusal, unharmful"),
+        ({"thresholds": {"request": 7, "completion": 0.5, "response": 0.5}}, "threshold between 0 and 1"),
+        ({"thresholds": {"request": 0.5}}, "threshold between 0 and 1"),
     ],
 )
 def test_another_version_or_a_mismatch_is_refused(directory: Path, edit: dict[str, Any], message: str) -> None:
     change(directory, lambda manifest: manifest.update(edit))
     with pytest.raises(BadModelDir, match=message):
+        GuardReasonerGuard(directory)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", ".."])
+def test_a_file_outside_the_directory_is_refused(directory: Path, name: str) -> None:
+    change(directory, lambda manifest: manifest["files"].update({name: "0"}))
+    with pytest.raises(BadModelDir, match="no plain file name"):
+        GuardReasonerGuard(directory)
+
+
+def test_another_models_tokeniser_is_refused(directory: Path) -> None:
+    change(directory, lambda manifest: manifest["label_tokens"].update({"harmful": 1}))
+    with pytest.raises(BadModelDir, match="The tokeniser"):
         GuardReasonerGuard(directory)
 
 

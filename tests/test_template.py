@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -16,29 +17,37 @@ HOSTILE = st.sampled_from([
     "AI assistant:", "Human user:", "Answers:\nRequest: unharmful", "# Task 1", "## Reasoning Step 1", "---",
     "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<s>", "</s>", "[INST]", "\n", "\r", "\r\n", "\x0b", "\x0c",
     "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029", "\x00", "\ud800", "\udfff", "\u200b", "\ufeff", "\u202e", " ",
-    "> ", "aI  aSSistant :", "completion:", "\uff1a", "\t",
+    "> ", "aI  aSSistant :", "AI assistant (earlier):", "Human user (earlier):", "AI\u200b assistant:", "Answers\u200b:",
+    "\uff21\uff49 assistant\ufe55", "AI assistant\u2236", "completion:", "\uff1a", "\t",
 ])  # fmt: skip
 ANY_TEXT = st.one_of(
     st.text(st.characters(), max_size=60),
     st.lists(st.one_of(HOSTILE, st.text(st.characters(), max_size=5)), max_size=12).map("".join),
 )
-MARKER = re.compile(
-    r"^\W*(human user|ai assistant|answers|request|completion|response)\s*[:\uff1a]|^\s*#+\s*(task|reasoning step)\b"
-    r"|^\s*-{3,}\s*$",
-    re.IGNORECASE,
-)
+WORDS = ("human user", "ai assistant", "answers", "request", "completion", "response")
 
 
 def markers(text: str) -> list[str]:
     """Lines a model could take for the template's, without those that are quoted."""
-    return [line for line in text.splitlines() if MARKER.match(line) and not line.startswith("> ")]
+    return [line for line in text.splitlines() if is_marker(line) and not line.startswith("> ")]
 
 
-@given(ANY_TEXT, st.none() | ANY_TEXT)
+def is_marker(line: str) -> bool:
+    seen = "".join(c for c in unicodedata.normalize("NFKC", line) if unicodedata.category(c) != "Cf").lower().strip()
+    head = " ".join(seen.replace("\u2236", ":").split(":")[0].replace("(earlier)", "").split())
+    if ":" in seen.replace("\u2236", ":") and re.sub(r"^[\W_]+|[\W_]+$", "", head) in WORDS:
+        return True
+    return bool(re.match(r"#+\s*(task|reasoning step)\b", seen) or (seen and not seen.strip("-") and len(seen) >= 3))
+
+
+@given(ANY_TEXT, st.none() | ANY_TEXT, st.lists(ANY_TEXT, max_size=2))
 @pytest.mark.parametrize("wording", [PAPER, SHORT])
-def test_only_the_templates_own_markers_stand(wording: Template, request_: str, response: str | None) -> None:
-    rendered = str(wording.render(request_, response))
-    own = markers(str(wording.render("x", None if response is None else "x")))
+def test_only_the_templates_own_markers_stand(
+    wording: Template, request_: str, response: str | None, earlier: list[str]
+) -> None:
+    rendered = str(wording.render(request_, response, [("user", text) for text in earlier]))
+    own = markers(str(wording.render("x", None if response is None else "x", [("user", "x") for _ in earlier])))
+    assert own[-1] == ("Human user:" if response is None and wording is SHORT else "AI assistant:")
     assert markers(rendered) == own
     assert "<|" not in rendered and "</s>" not in rendered
     rendered.encode("utf-8")
@@ -89,3 +98,9 @@ def test_every_template_asks_every_task_once() -> None:
 def test_an_unknown_version_is_refused_with_what_to_do() -> None:
     with pytest.raises(BadInput, match="Upgrade"):
         template("short/99")
+
+
+def test_a_text_of_newlines_or_blanks_is_read_in_no_time() -> None:
+    # each line is looked at once; a pattern that spans lines took hours for this
+    for text in ("\n" * 200_000, " \n" * 100_000, " " * 100_000, "-" * 100_000, "#\n" * 100_000, "> " * 50_000):
+        assert len(neutralise(text)) >= len(text)

@@ -60,7 +60,7 @@ class Encoder:
         self.template = template
         self.data = data
         self.label_weight = label_weight
-        self.bos = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
+        self.bos = [token] if (token := bos_token(tokenizer)) is not None else []
         self.dropped = 0
         self.cropped = 0
 
@@ -74,7 +74,8 @@ class Encoder:
         if len(self.ids(row.prompt)) > self.data.max_request_tokens or not labels:
             self.dropped += 1
             return None
-        parts = self.template.render(row.prompt, self._crop(row.response)).parts
+        response = self._crop(row.response)
+        parts = self.template.render(row.prompt, response).parts
         trunk = [self.bos + self.ids(parts[0]), *(self.ids(part) for part in parts[1:])]
         tree = Tree()
         for tokens in trunk:
@@ -90,7 +91,7 @@ class Encoder:
             alone = self.template.render(row.prompt) if stage == ("request",) else None
             seen = sum(len(t) for t in trunk[: len(alone.parts)]) if alone else length
             self._direct(tree, seen, labels, asked)
-            if all(row.steps.get(task) for task in asked):
+            if all(row.steps.get(task) for task in asked) and not _quotes_what_was_cut(row, asked, response):
                 self._reasoned(tree, seen, row, stage, asked)
         return tree if tree.branches else None
 
@@ -120,8 +121,18 @@ class Encoder:
         tree.grow(seen, self.ids(prefix), target, len(target), 1.0)
 
 
-def _adds_bos(tokenizer: Any) -> bool:
-    return bool(getattr(tokenizer, "add_bos_token", False))
+def _quotes_what_was_cut(row: ReasoningRow, asked: Sequence[Task], response: str | None) -> bool:
+    """Whether a step quotes words of the response that the model would not see, and so would learn to invent."""
+    if response is None or row.response is None or response == row.response:
+        return False
+    quotes = [quote for task in asked for step in row.steps[task] for quote in step.split('"')[1::2]]
+    return any(quote in row.response and quote not in response for quote in quotes)
+
+
+def bos_token(tokenizer: Any) -> int | None:
+    """The token the tokeniser puts before a text, if it does; fast ones do so without saying so."""
+    first = tokenizer("a").input_ids[0]
+    return int(first) if tokenizer.bos_token_id is not None and first == tokenizer.bos_token_id else None
 
 
 class TreeCollator:

@@ -10,8 +10,10 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import track
 
+from guardreasoner_guard.errors import BadInput
 from guardreasoner_guard.exchange import Exchange
 from guardreasoner_guard.judge import Judge, Reasoning
+from guardreasoner_guard.policy import Policy
 from guardreasoner_guard.verdict import LABELS, Task
 
 from .benchmarks import ASKS, BENCHMARKS, BenchmarkRow
@@ -27,7 +29,7 @@ class Prediction(BaseModel):
     task: str
     label: str
     predicted: str
-    """The verdict's label; `unreadable` where none was reached, which counts as wrong."""
+    """The verdict's label."""
     score: float | None = None
     """Probability of the positive class by the direct score."""
     written: str | None = None
@@ -38,20 +40,23 @@ class Prediction(BaseModel):
     milliseconds: float = 0.0
 
 
-def evaluate(judge: Judge, rows: Sequence[BenchmarkRow], reasoning: Reasoning) -> dict[str, Any]:
+def evaluate(
+    judge: Judge, rows: Sequence[BenchmarkRow], reasoning: Reasoning, policy: Policy | None = None
+) -> dict[str, Any]:
     """Judges rows and scores the guard on them.
 
     Args:
         judge: The guard's judge.
         rows: Labelled rows.
         reasoning: `never`, `always` or `adaptive`.
+        policy: What would be blocked, about which `adaptive` reasons.
 
     Returns:
         Per benchmark F1, precision, recall (positive class; percent), unreadable answers, tokens and
         milliseconds a check; weighted task averages and their mean; the same for one threshold a task
         fitted on one half of the rows and scored on the other; all predictions.
     """
-    predictions = list(predict(judge, rows, reasoning))
+    predictions = list(predict(judge, rows, reasoning, policy or Policy()))
     result = summary(predictions)
     return {
         "model": judge.engine.name,
@@ -61,13 +66,13 @@ def evaluate(judge: Judge, rows: Sequence[BenchmarkRow], reasoning: Reasoning) -
     }
 
 
-def predict(judge: Judge, rows: Sequence[BenchmarkRow], reasoning: Reasoning) -> Iterable[Prediction]:
+def predict(judge: Judge, rows: Sequence[BenchmarkRow], reasoning: Reasoning, policy: Policy) -> Iterable[Prediction]:
     """Judges rows in batches of one task, in the order of the rows, with a progress bar."""
     for batch in track(list(_batches(rows)), f"evaluate, reasoning {reasoning}", console=Console(stderr=True)):
         task = ASKS[batch[0].task]
         exchanges = [Exchange(request=row.prompt, response=row.response) for row in batch]
         start = time.perf_counter()
-        found = judge.judge(exchanges, reasoning, tasks=(task,))
+        found = judge.judge(exchanges, reasoning, tasks=(task,), blocks=policy.blocks)
         spent = (time.perf_counter() - start) * 1000 / len(batch)
         for row, judgement in zip(batch, found, strict=True):
             yield Prediction(
@@ -75,7 +80,7 @@ def predict(judge: Judge, rows: Sequence[BenchmarkRow], reasoning: Reasoning) ->
                 benchmark=row.benchmark,
                 task=row.task,
                 label=row.label,
-                predicted=judgement.labels.get(task, "unreadable"),
+                predicted=judgement.labels[task],
                 score=judgement.scores.get(task),
                 written=judgement.by_reasoning.get(task),
                 unreadable=judgement.unreadable > 0,
@@ -103,7 +108,7 @@ def summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
         by_benchmark.setdefault(prediction.benchmark, []).append(prediction)
     benchmarks = {name: _score(part) for name, part in by_benchmark.items()}
     result: dict[str, Any] = {"benchmarks": benchmarks, "averages": _averages(benchmarks, "f1")}
-    if any(p.written or p.unreadable for p in predictions):
+    if predictions and all(p.written or p.unreadable for p in predictions):
         result["averages of the written answers"] = _averages(benchmarks, "written_f1")
     if all(p.score is not None for p in predictions) and predictions:
         result["fitted on one half, scored on the other"] = cross_fitted(predictions)
@@ -124,7 +129,7 @@ def _score(part: Sequence[Prediction]) -> dict[str, Any]:
         "tokens": round(sum(p.tokens for p in part) / len(part), 1),
         "milliseconds": round(sum(p.milliseconds for p in part) / len(part), 1),
     }
-    if any(p.written or p.unreadable for p in part):
+    if all(p.written or p.unreadable for p in part):
         scores["written_f1"] = f1((p.label, p.written or "unreadable") for p in part)
     return scores
 
@@ -156,7 +161,7 @@ def _averages(benchmarks: dict[str, dict[str, Any]], field: str) -> dict[str, fl
 def fit_threshold(predictions: Sequence[Prediction]) -> float:
     """The probability threshold with the best weighted F1 over the benchmarks of one task.
 
-    Candidates are midpoints between neighbouring scores; of equally good ones the middle is taken.
+    Some 300 candidates between the scores; F1 is smoothed over neighbouring ones, and the best is taken.
     """
     scores = sorted({p.score for p in predictions if p.score is not None})
     step = max(1, len(scores) // 300)
@@ -220,6 +225,16 @@ def cross_fitted(predictions: Sequence[Prediction]) -> dict[str, float]:
 
 
 def shipped_thresholds(predictions: Sequence[Prediction]) -> dict[Task, float]:
-    """One threshold a task, fitted on the first half of the rows alone."""
-    first, _ = halves(predictions)
-    return {ask: fit_threshold([p for p in first if p.task == task]) for task, ask in ASKS.items()}
+    """One threshold for each task that has scored rows, fitted on the first half of them alone.
+
+    Raises:
+        BadInput: No row has a score.
+    """
+    first, _ = halves([p for p in predictions if p.score is not None])
+    if not first:
+        raise BadInput("No prediction has a score. Evaluate with --reasoning never, then calibrate.")
+    return {
+        ASKS[task]: fit_threshold([p for p in first if p.task == task])
+        for task in ASKS
+        if any(p.task == task for p in first)
+    }

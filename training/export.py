@@ -7,6 +7,7 @@ import logging
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from guardreasoner_guard.model_dir import MANIFEST, Manifest, ModelDir, open_mod
 from guardreasoner_guard.template import template
 from guardreasoner_guard.verdict import LABELS, Task
 
+from .encode import bos_token
 from .rows import SeedRow
 
 logger = logging.getLogger(__name__)
@@ -39,21 +41,20 @@ def export(
     precision: str = "int8",
     max_error: float = 1.0,
     decides: Literal["score", "reasoning"] = "reasoning",
-    provenance: Mapping[str, Any] | None = None,
 ) -> Path:
     """Exports a checkpoint and measures how far the graph is from it.
 
     Args:
         checkpoint: A transformers folder, adapters merged.
-        out: Folder to make; what is in it is replaced.
+        out: Folder to make; a model directory that is there is replaced when the new one is whole.
         name: What verdicts call the model.
-        template_version: The wording it was trained on.
+        template_version: The wording it was trained on. What the training stage left in `done.json` (recipe,
+            base, counts) goes into the manifest as provenance.
         rows: Real rows: some to find outliers for int8, others to measure parity on.
         device: What the graph is for. A CUDA graph is built anywhere; its parity is measured where CUDA is.
         precision: `int8` or `fp32` on the CPU, `fp16` or `int4` on CUDA.
         max_error: Largest accepted mean distance of a label's log-odds from the torch model's.
         decides: Which of score and reasoning is the judge.
-        provenance: Goes into the manifest.
 
     Raises:
         ParityError: The distance is larger.
@@ -66,8 +67,11 @@ def export(
         raise BadInput(f"{precision} on {device} is not made. Choose int8 or fp32 on cpu, fp16 or int4 on cuda.")
     if len(rows) < 2:
         raise BadInput("Parity is measured on real rows: pass at least two.")
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    if out.exists() and any(out.iterdir()) and not (out / MANIFEST).exists():
+        raise BadInput(f"{out} holds something that is no model. Name a new folder, or an exported one to replace.")
+    made = out.with_name(f"{out.name}.part")
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir(parents=True)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     config = AutoConfig.from_pretrained(checkpoint)
     wording = template(template_version)
@@ -77,35 +81,37 @@ def export(
 
     source = checkpoint
     if precision == "int8":
-        source = out / "smoothed"
+        source = made / "smoothed"
         texts = [ids(str(wording.render(row.prompt, row.response)))[:512] for row in rows[:_SMOOTHING_ROWS]]
         smooth(checkpoint, source, texts)
-    build(source, out, device=device, precision=precision)
-    shutil.rmtree(out / "smoothed", ignore_errors=True)
+    build(source, made, device=device, precision=precision)
+    shutil.rmtree(made / "smoothed", ignore_errors=True)
     end = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
-    _set_end_token(out / "genai_config.json", end)
+    _finish_settings(made / "genai_config.json", end, device)
     manifest = Manifest(
         name=name,
         template=template_version,
         device=device,
         precision=precision,
         label_tokens={word: ids(f" {word}")[0] for words in LABELS.values() for word in words},
-        bos_token=tokenizer.bos_token_id if getattr(tokenizer, "add_bos_token", False) else None,
+        bos_token=bos_token(tokenizer),
         end_token=end,
         decides=decides,
-        provenance=dict(provenance or {}),
-        files={path.name: sha256(path) for path in sorted(out.iterdir())},
+        provenance=_provenance(checkpoint),
+        files={path.name: sha256(path) for path in sorted(made.iterdir())},
     )
     if device == "cpu":
-        parity = measure_parity(checkpoint, ModelDir(path=out, manifest=manifest), rows[-_PARITY_ROWS:])
+        parity = measure_parity(checkpoint, ModelDir(path=made, manifest=manifest), rows[-_PARITY_ROWS:])
         logger.info("parity with the torch model: %s", parity)
         if parity["mean log-odds error"] > max_error:
             raise ParityError(
                 f"{out}: the {precision} graph's log-odds are {parity['mean log-odds error']:.2f} from the torch "
-                f"model's on average; {max_error} is accepted. Export with precision fp32, or raise max_error."
+                f"model's on average; {max_error} is accepted. Export with precision fp32, or allow a larger error."
             )
         manifest = manifest.model_copy(update={"parity": parity})
-    write_manifest(out, manifest)
+    write_manifest(made, manifest)
+    shutil.rmtree(out, ignore_errors=True)
+    made.rename(out)
     return out
 
 
@@ -117,10 +123,10 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 
 
 def set_thresholds(directory: Path, thresholds: Mapping[Task, float]) -> None:
-    """Writes fitted thresholds into a model directory's manifest."""
+    """Writes fitted thresholds into a model directory's manifest; tasks that are not named keep theirs."""
     manifest = open_model(directory).manifest
     rounded = {task: round(value, 6) for task, value in thresholds.items()}
-    write_manifest(directory, manifest.model_copy(update={"thresholds": rounded}))
+    write_manifest(directory, manifest.model_copy(update={"thresholds": {**manifest.thresholds, **rounded}}))
 
 
 def measure_parity(checkpoint: Path, model: ModelDir, rows: Sequence[SeedRow]) -> dict[str, float]:
@@ -166,9 +172,25 @@ def measure_parity(checkpoint: Path, model: ModelDir, rows: Sequence[SeedRow]) -
     }
 
 
-def _set_end_token(path: Path, end: int) -> None:
-    """One end token, which also pads: a base model's config may name others that end an answer early."""
+def _provenance(checkpoint: Path) -> dict[str, Any]:
+    """What the training stage said of itself, and the software that exports."""
+    said = checkpoint / "done.json"
+    packages = ("torch", "transformers", "trl", "onnxruntime", "onnxruntime-genai")
+    return {
+        "training": json.loads(said.read_text(encoding="utf-8")) if said.exists() else {},
+        "software": {package: version(package) for package in packages},
+    }
+
+
+def _finish_settings(path: Path, end: int, device: str) -> None:
+    """Settles what the runtime reads beside the graph.
+
+    One end token, which also pads: a base model's config may name others that end an answer early. On
+    x86 processors without VNNI, 8-bit products saturate at 16 bits unless precision is asked for.
+    """
     settings = json.loads(path.read_text())
     settings["model"]["eos_token_id"] = end
     settings["model"]["pad_token_id"] = end
+    if device == "cpu":
+        settings["model"]["decoder"]["session_options"]["config_entries"] = {"session.x64quantprecision": "1"}
     path.write_text(json.dumps(settings, indent=1))

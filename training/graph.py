@@ -172,7 +172,11 @@ def _quantise(path: Path) -> None:
         node.name = node.name or f"/int8/{node.op_type}_{at}"
     del graph.node[:]
     graph.node.extend(nodes)
-    _share_embedding(model)
+    if any(node.name == f"{_EMBED}/Transpose" for node in graph.node):  # only tied weights are looked up this way
+        _share_embedding(model)
+    used = {name for node in graph.node for name in node.input}
+    for initializer in [i for i in graph.initializer if i.name not in used]:
+        graph.initializer.remove(initializer)
     save(model, path)
 
 
@@ -202,9 +206,6 @@ def _share_embedding(model: onnx.ModelProto) -> None:
     for at, node in enumerate(nodes):
         node.name = f"{name}/{node.op_type}_{at}"
         graph.node.insert(at, node)
-    used = {name for node in graph.node for name in node.input}
-    for initializer in [i for i in graph.initializer if i.name not in used]:
-        graph.initializer.remove(initializer)
 
 
 def _score_last_token(path: Path) -> None:

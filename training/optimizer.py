@@ -40,4 +40,4 @@ class MasterAdamW(torch.optim.AdamW):
         for index, saved in state_dict["state"].items():
             for name in ("master", "exp_avg", "exp_avg_sq"):
                 if name in saved:
-                    self.state[weights[index]][name] = saved[name].clone()
+                    self.state[weights[index]][name] = saved[name].to(weights[index].device, copy=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import sys
+import json
+import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from guardreasoner_guard.errors import BadInput
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 class _Table(BaseModel):
@@ -60,14 +56,6 @@ class Sft(_Table):
     trainer: dict[str, Any] = {}
 
 
-class Export(_Table):
-    """From a torch checkpoint to a model directory."""
-
-    precision: str = "int8"
-    max_logit_error: float = 1.0
-    """Largest mean absolute difference of a label's log-odds from the torch model's that is accepted."""
-
-
 class Recipe(_Table):
     """One training run."""
 
@@ -75,7 +63,6 @@ class Recipe(_Table):
     seed: int = 0
     data: Data
     sft: Sft
-    export: Export = Export()
 
 
 def load_recipe(name_or_path: str) -> Recipe:
@@ -97,3 +84,23 @@ def load_recipe(name_or_path: str) -> Recipe:
         ) from error
     except (tomllib.TOMLDecodeError, ValidationError) as error:
         raise BadInput(f"Recipe {source}: {error}. Mend the file.") from error
+
+
+def is_done(manifest: Path, made_by: dict[str, Any]) -> bool:
+    """Whether a stage is complete: its manifest, written last, is there.
+
+    Raises:
+        BadInput: It was made by something else, and would pass for what is asked for now.
+    """
+    if not manifest.exists():
+        return False
+    if json.loads(manifest.read_text(encoding="utf-8"))["made by"] != made_by:
+        raise BadInput(f"{manifest.parent} was made by another recipe, base or teacher. Name another folder.")
+    return True
+
+
+def mark_done(manifest: Path, made_by: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Writes a stage's manifest, whole or not at all."""
+    part = manifest.with_name(manifest.name + ".part")
+    part.write_text(json.dumps({"made by": made_by, **facts}, indent=1), encoding="utf-8")
+    part.replace(manifest)

@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from guardreasoner_guard.errors import BadInput
-from guardreasoner_guard.verdict import LABELS, Task
+from guardreasoner_guard.verdict import Task
 
 
 class SeedRow(BaseModel):
@@ -91,8 +91,3 @@ def write_rows(path: Path, rows: Iterable[BaseModel]) -> int:
             count += 1
     part.replace(path)
     return count
-
-
-def wrong_labels(labels: dict[Task, str]) -> list[Task]:
-    """The tasks whose label is not one of the method's words."""
-    return [task for task, label in labels.items() if label not in LABELS[task]]

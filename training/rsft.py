@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import random
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ from guardreasoner_guard.template import template
 
 from .encode import IGNORED, Encoder, TreeCollator
 from .optimizer import MasterAdamW
-from .recipe import Recipe
+from .recipe import Recipe, is_done, mark_done
 from .rows import ReasoningRow, read_rows
 
 logger = logging.getLogger(__name__)
@@ -40,10 +39,17 @@ def rsft(recipe: Recipe, rows: Path, out: Path, base: str | None = None) -> Path
 
     Returns:
         The folder of the finished model; where it is complete already, nothing is done.
+
+    Raises:
+        BadInput: The folder holds a run of another recipe or base, or a row cannot be read.
     """
     final = out / "model"
-    if (final / "done.json").exists():
+    made_by = {"recipe": recipe.model_dump(mode="json"), "base": base or recipe.sft.base}
+    if is_done(final / "done.json", made_by):
         return final
+    if not is_done(out / "begun.json", made_by):
+        out.mkdir(parents=True, exist_ok=True)
+        mark_done(out / "begun.json", made_by, {})
     model, tokenizer = load_base(base or recipe.sft.base, getattr(torch, recipe.sft.dtype))
     if not recipe.sft.train_embeddings:
         model.get_input_embeddings().weight.requires_grad_(False)
@@ -80,12 +86,18 @@ def rsft(recipe: Recipe, rows: Path, out: Path, base: str | None = None) -> Path
             {"lr": settings.get("learning_rate", 5e-5), "weight_decay": settings.get("weight_decay", 0.0)},
         ),
     )
-    trainer.train(resume_from_checkpoint=any(out.glob("checkpoint-*")))
+    trainer.train(resume_from_checkpoint=_last_whole_checkpoint(out))
     _write_losses(out / "loss.csv", trainer.state.log_history)
     trainer.save_model(str(final))
     tokenizer.save_pretrained(str(final))
-    (final / "done.json").write_text(json.dumps({**counts, "steps": trainer.state.global_step}))
+    mark_done(final / "done.json", made_by, {**counts, "steps": trainer.state.global_step})
     return final
+
+
+def _last_whole_checkpoint(out: Path) -> str | None:
+    """The newest checkpoint whose last file was written; a kill while saving leaves one that lacks it."""
+    whole = [path.parent for path in out.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
 
 
 def load_base(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:

@@ -81,16 +81,19 @@ def wildguard(item: Mapping[str, Any], id: str) -> SeedRow:
     )
 
 
-def aegis(item: Mapping[str, Any], id: str) -> SeedRow:
+def aegis(item: Mapping[str, Any], id: str) -> SeedRow | None:
     """One row of Aegis 1.0: the annotators' majority; whatever is not `Safe` is harmful (the paper's rule)."""
-    votes = Counter(vote for n in range(5) if (vote := item.get(f"labels_{n}")))
-    (most, _), *_ = votes.most_common()
+    votes = [vote for n in range(5) if (vote := item.get(f"labels_{n}"))]
+    if not votes:
+        return None
+    kinds = Counter(vote for vote in votes if vote != "Safe")
+    harmful = kinds.total() > len(votes) / 2
     return SeedRow(
         source="aegis",
         id=id,
         prompt=item["text"],
-        prompt_harm="unharmful" if most == "Safe" else "harmful",
-        category=None if most == "Safe" else most,
+        prompt_harm="harmful" if harmful else "unharmful",
+        category=kinds.most_common(1)[0][0] if harmful else None,
     )
 
 

@@ -16,13 +16,16 @@ from guardreasoner_guard import answer
 from guardreasoner_guard.errors import UnreadableAnswer
 from guardreasoner_guard.verdict import TASKS, Task
 
-from .recipe import Recipe
+from .recipe import Recipe, is_done, mark_done
 from .rows import ReasoningRow, Rejected, SeedRow, write_rows
 from .seeds import draw
 from .teacher import Teacher
 
 MAX_STEPS = 10
 """Steps a task; the paper allows its teacher 1 to 10."""
+
+
+_FIELDS: dict[Task, str] = {"request": "prompt_harm", "completion": "completion", "response": "response_harm"}
 
 
 def synthesize(recipe: Recipe, data: Path, teacher: Teacher, out: Path) -> Path:
@@ -32,13 +35,17 @@ def synthesize(recipe: Recipe, data: Path, teacher: Teacher, out: Path) -> Path:
         recipe: Which sources, how many rows of each, and which share is reasoned.
         data: Folder the recipe's files lie in.
         teacher: Who reasons about rows that bring no reasoning of their own.
-        out: Folder for `reasoning.jsonl` and `rejected.jsonl`.
+        out: Folder for `reasoning.jsonl`, `rejected.jsonl` and, last, `synthesize.json`.
 
     Returns:
-        The path of `reasoning.jsonl`. It is written whole at the end; where it exists, the stage is done.
+        The path of `reasoning.jsonl`; where the same stage is complete already, nothing is done.
+
+    Raises:
+        BadInput: The folder holds the result of another recipe or teacher, or a source cannot be read.
     """
     path = out / "reasoning.jsonl"
-    if path.exists():
+    made_by = {"recipe": recipe.model_dump(mode="json"), "teacher": type(teacher).__name__}
+    if is_done(out / "synthesize.json", made_by):
         return path
     drawn = list(draw(recipe, data))
     kept: list[ReasoningRow] = []
@@ -54,27 +61,31 @@ def synthesize(recipe: Recipe, data: Path, teacher: Teacher, out: Path) -> Path:
     random.Random(recipe.seed).shuffle(kept)
     write_rows(out / "rejected.jsonl", rejected)
     write_rows(path, kept)
+    mark_done(out / "synthesize.json", made_by, {"rows": len(kept), "rejected": len(rejected)})
     return path
 
 
 def reasoned(row: SeedRow, teacher: Teacher) -> ReasoningRow | Rejected:
     """Has one row reasoned about and checks the answer against its labels."""
     text = teacher.reason(row)
+    decided = [task for task in teacher.decide if task not in row.labels and (task == "request" or row.response)]
+    asked = [task for task in TASKS if task in row.labels or task in decided]
     try:
-        given = answer.read(text, [task for task in TASKS if task in row.labels])
+        given = answer.read(text, asked)
     except UnreadableAnswer as error:
         return Rejected(id=row.id, reason=str(error), answer=text)
     steps: dict[Task, list[str]] = {
-        task: [step.text for step in given.steps if step.task == index] for index, task in enumerate(TASKS, 1)
+        task: [step.text for step in given.steps if step.task == TASKS.index(task) + 1] for task in asked
     }
-    for task, label in row.labels.items():
-        if given.labels[task] != label:
-            reason = f"The teacher says {given.labels[task]} for {task}, the seed says {label}."
+    for task in asked:
+        if given.labels[task] != row.labels.get(task, given.labels[task]):
+            reason = f"The teacher says {given.labels[task]} for {task}, the seed says {row.labels[task]}."
             return Rejected(id=row.id, reason=reason, answer=text)
         if not 1 <= len(steps[task]) <= MAX_STEPS:
             reason = f"{len(steps[task])} steps for {task}; 1 to {MAX_STEPS} are asked for."
             return Rejected(id=row.id, reason=reason, answer=text)
-    return ReasoningRow(**row.model_dump(exclude={"steps"}), steps={t: s for t, s in steps.items() if s})
+    labels = {_FIELDS[task]: label for task, label in given.labels.items()}
+    return ReasoningRow(**{**row.model_dump(exclude={"steps"}), **labels}, steps=steps)
 
 
 def statistics(rows: Iterable[ReasoningRow]) -> dict[str, dict[str, float]]:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class Teacher(Protocol):
     """Anything that can reason about a labelled row."""
 
-    name: str
+    decide: tuple[Task, ...]
+    """Tasks the teacher labels itself where the seed has no label."""
 
     def reason(self, row: SeedRow) -> str:
         """Writes an answer (`# Task n`, steps, `Answers:`) that leads to the row's labels."""
@@ -75,7 +76,6 @@ class ChatTeacher:
     def __init__(self, model: BaseChatModel, decide: tuple[Task, ...] = ()) -> None:
         self.model = model
         self.decide = decide
-        self.name = f"chat:{getattr(model, 'model_name', None) or type(model).__name__}"
 
     def reason(self, row: SeedRow) -> str:
         """Asks the model once; errors of the model's client pass through."""
@@ -126,7 +126,7 @@ class AnnotationTeacher:
     innocent, and notes a jailbreak frame. Wording varies; the same seed and row give the same answer.
     """
 
-    name = "annotation"
+    decide: tuple[Task, ...] = ()
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed

@@ -15,7 +15,7 @@ from guardreasoner_guard.training.evaluate import (
     summary,
 )
 
-from guardreasoner_guard import ScriptedEngine
+from guardreasoner_guard import BadInput, ScriptedEngine
 from guardreasoner_guard.guard import SCRIPTED_MANIFEST
 from guardreasoner_guard.judge import Judge
 
@@ -91,3 +91,15 @@ def test_shipped_thresholds_know_the_first_half_alone() -> None:
     changed = [p.model_copy(update={"score": 0.5}) if n % 2 else p for n, p in enumerate(made)]
     assert shipped_thresholds(changed) == thresholds
     assert set(thresholds) == {"request", "completion", "response"}
+
+
+def test_adaptive_reasons_about_what_would_be_blocked() -> None:
+    result = evaluate(Judge(ScriptedEngine(), SCRIPTED_MANIFEST), [row(1, "harmful"), row(2, "unharmful")], "adaptive")
+    assert [bool(p["reasoning"]) for p in result["predictions"]] == [True, False]
+
+
+def test_a_task_without_scores_gets_no_threshold() -> None:
+    made = [prediction(n, "harmful" if n % 3 == 0 else "unharmful", 0.2 if n % 3 == 0 else 0.05) for n in range(60)]
+    assert set(shipped_thresholds(made)) == {"request"}
+    with pytest.raises(BadInput, match="No prediction has a score"):
+        shipped_thresholds([p.model_copy(update={"score": None}) for p in made])

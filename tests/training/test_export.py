@@ -92,3 +92,30 @@ def test_thresholds_are_written_into_the_manifest(checkpoint: Path, rows: Path, 
 def test_what_is_not_made_is_refused(checkpoint: Path, rows: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="Choose int8 or fp32 on cpu"):
         exported(checkpoint, rows, tmp_path / "out", device="cuda", precision="int8")
+
+
+def test_what_is_no_model_is_not_replaced(checkpoint: Path, rows: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("keep me")
+    with pytest.raises(BadInput, match="holds something that is no model"):
+        exported(checkpoint, rows, tmp_path, precision="fp32")
+    assert (tmp_path / "notes.txt").exists()
+
+
+def test_a_failed_export_leaves_the_model_that_was_there(checkpoint: Path, rows: Path, tmp_path: Path) -> None:
+    directory = exported(checkpoint, rows, tmp_path / "out", precision="fp32")
+    with pytest.raises(ParityError):
+        exported(checkpoint, rows, tmp_path / "out", precision="int8", max_error=1e-9)
+    assert open_model(directory).manifest.precision == "fp32"
+
+
+def test_untied_weights_are_served_too(checkpoint: Path, rows: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, tie_word_embeddings=False)
+    torch.manual_seed(1)
+    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.2)
+    model.save_pretrained(tmp_path / "untied")
+    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(tmp_path / "untied")
+    directory = exported(tmp_path / "untied", rows, tmp_path / "out", precision="int8")
+    assert open_model(directory).manifest.parity["mean log-odds error"] < 0.6

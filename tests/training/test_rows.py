@@ -68,10 +68,14 @@ def test_the_public_sets_are_read_by_the_papers_rules() -> None:
                 "response_harm_label": "unharmful", "adversarial": True}  # fmt: skip
     assert wildguard(answered, "1").labels == {"request": "harmful", "completion": "refusal", "response": "unharmful"}
     votes = {"labels_0": "Safe", "labels_1": "Violence", "labels_2": "Violence", "labels_3": None, "labels_4": ""}
-    assert aegis({"text": "t", **votes}, "1").labels == {"request": "harmful"}
-    assert (
-        aegis({"text": "t", "labels_0": "Safe", "labels_1": "Safe", "labels_2": "Hate"}, "1").prompt_harm == "unharmful"
-    )
+    for given, harm in (
+        (votes, "harmful"),
+        ({"labels_0": "Safe", "labels_1": "Safe", "labels_2": "Hate"}, "unharmful"),
+        ({"labels_0": "Safe", "labels_1": "Violence", "labels_2": "Threat"}, "harmful"),
+    ):
+        judged = aegis({"text": "t", **given}, "1")
+        assert judged is not None and judged.prompt_harm == harm
+    assert aegis({"text": "t"}, "1") is None
     assert beavertails({"prompt": "p", "response": "r", "is_safe": False}, "1").labels == {"response": "harmful"}
     talk = {"user_input": "u", "human_annotation": True, "toxicity": 1}
     row = toxicchat(talk, "1")

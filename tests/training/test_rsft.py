@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import csv
-import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
-from guardreasoner_guard.training.encode import IGNORED, Encoder, TreeCollator
+from guardreasoner_guard.training.encode import IGNORED, Encoder, TreeCollator, bos_token
 from guardreasoner_guard.training.optimizer import MasterAdamW
 from guardreasoner_guard.training.recipe import Data, load_recipe
 from guardreasoner_guard.training.rows import ReasoningRow
-from guardreasoner_guard.training.rsft import LengthBatches, load_base, rsft
+from guardreasoner_guard.training.rsft import LengthBatches, TreeTrainer, load_base, rsft
 from guardreasoner_guard.training.synthesize import synthesize
 from guardreasoner_guard.training.teacher import AnnotationTeacher
+from tokenizers.processors import TemplateProcessing
 
+from guardreasoner_guard import BadInput
 from guardreasoner_guard.template import PAPER, SHORT, Template
 
 ROW = ReasoningRow(
@@ -143,11 +145,58 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(checkpoint: Path, 
     reasoning = synthesize(recipe, rows, AnnotationTeacher(), tmp_path)
     whole = rsft(recipe, reasoning, tmp_path / "whole", base=str(checkpoint))
     rsft(recipe, reasoning, tmp_path / "cut", base=str(checkpoint))
-    for path in ("model/done.json", "checkpoint-4/trainer_state.json"):
-        (tmp_path / "cut" / path).unlink()
-    shutil.rmtree(tmp_path / "cut" / "checkpoint-4")
+    (tmp_path / "cut" / "model" / "done.json").unlink()
+    # killed while it saved its last checkpoint, in the middle of a pass
+    (tmp_path / "cut" / "checkpoint-4" / "trainer_state.json").unlink()
     resumed = rsft(recipe, reasoning, tmp_path / "cut", base=str(checkpoint))
     first, _ = load_base(str(whole), torch.float32)
     second, _ = load_base(str(resumed), torch.float32)
     for old, new in zip(first.parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(old, new, atol=1e-6, rtol=1e-5)
+
+
+def test_a_folder_of_another_recipe_is_not_taken_for_this_one(checkpoint: Path, rows: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("tiny")
+    reasoning = synthesize(recipe, rows, AnnotationTeacher(), tmp_path)
+    other = recipe.model_copy(update={"seed": 9})
+    with pytest.raises(BadInput, match="made by another recipe"):
+        synthesize(other, rows, AnnotationTeacher(), tmp_path)
+    rsft(recipe, reasoning, tmp_path / "rsft", base=str(checkpoint))
+    with pytest.raises(BadInput, match="made by another recipe"):
+        rsft(other, reasoning, tmp_path / "rsft", base=str(checkpoint))
+
+
+def test_the_loss_is_the_weighted_cross_entropy_of_each_answer_by_itself(checkpoint: Path) -> None:
+    made = encoder(checkpoint, SHORT)
+    model, _ = load_base(str(checkpoint), torch.float32)
+    alone = ROW.model_copy(update={"response": None, "completion": None, "response_harm": None})
+    trees = [tree for row in (ROW, alone) if (tree := made.encode(row))]
+    with torch.no_grad():
+        found = TreeTrainer.compute_loss(Mock(), model, TreeCollator(2, torch.float32)([vars(tree) for tree in trees]))
+        total = 0.0
+        for tree in trees:
+            for start, end, seen in tree.branches:
+                ids = tree.input_ids[:seen] + tree.input_ids[start:end]
+                chances = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
+                for at in range(start, end):
+                    if tree.labels[at] != IGNORED:
+                        total -= tree.weights[at] * float(chances[seen + at - start - 1, tree.labels[at]])
+    assert float(found) == pytest.approx(total / 2 / 64, rel=1e-4)
+
+
+def test_reasoning_that_quotes_what_was_cut_is_not_taught(checkpoint: Path) -> None:
+    steps = {**ROW.steps, "response": ['He says "insult".']}
+    row = ROW.model_copy(update={"response": "word " * 50 + "insult", "steps": steps})
+    whole, cut = encoder(checkpoint, SHORT).encode(row), encoder(checkpoint, SHORT, crop_response_tokens=8).encode(row)
+    assert whole is not None and cut is not None
+    assert len(cut.branches) == len(whole.branches) - 1
+
+
+def test_a_tokeniser_that_puts_a_token_before_is_seen(checkpoint: Path) -> None:
+    _, tokenizer = load_base(str(checkpoint), torch.float32)
+    assert bos_token(tokenizer) is None
+    tokenizer.bos_token = "<|im_start|>"
+    assert bos_token(tokenizer) is None
+    start = [("<|im_start|>", 1)]
+    tokenizer._tokenizer.post_processor = TemplateProcessing(single="<|im_start|> $A", special_tokens=start)
+    assert bos_token(tokenizer) == 1

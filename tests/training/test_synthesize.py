@@ -99,7 +99,7 @@ def test_the_teacher_is_told_the_labels_and_may_decide_missing_ones() -> None:
 
 def test_the_stage_writes_rows_and_rejected_once(rows: Path, tmp_path: Path) -> None:
     class Half:
-        name = "half"
+        decide = ()
 
         def reason(self, row: SeedRow) -> str:
             return AnnotationTeacher().reason(row) if int(row.id) % 2 else "no"
@@ -113,3 +113,11 @@ def test_the_stage_writes_rows_and_rejected_once(rows: Path, tmp_path: Path) -> 
     before = path.stat().st_mtime_ns
     assert synthesize(load_recipe("tiny"), rows, Half(), tmp_path).stat().st_mtime_ns == before
     assert statistics(kept)["s"]["samples"] == 4
+
+
+def test_labels_the_teacher_decides_are_kept() -> None:
+    row = SeedRow(id="1", prompt="p", response="r", response_harm="unharmful")
+    kept = reasoned(row, ChatTeacher(FakeListChatModel(responses=[GOOD]), decide=("request", "completion")))
+    assert isinstance(kept, ReasoningRow)
+    assert kept.labels == {"request": "harmful", "completion": "refusal", "response": "unharmful"}
+    assert set(kept.steps) == {"request", "completion", "response"}
