@@ -192,5 +192,5 @@ def _finish_settings(path: Path, end: int, device: str) -> None:
     settings["model"]["eos_token_id"] = end
     settings["model"]["pad_token_id"] = end
     if device == "cpu":
-        settings["model"]["decoder"]["session_options"]["config_entries"] = {"session.x64quantprecision": "1"}
+        settings["model"]["decoder"]["session_options"]["session.x64quantprecision"] = "1"
     path.write_text(json.dumps(settings, indent=1))
