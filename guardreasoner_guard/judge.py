@@ -69,13 +69,11 @@ class Judge:
     Args:
         engine: Runs the model.
         manifest: Its template, thresholds and window, and which of score and reasoning decides.
-        max_tokens: Longest reasoned answer to one stage.
     """
 
-    def __init__(self, engine: Engine, manifest: Manifest, max_tokens: int = 320) -> None:
+    def __init__(self, engine: Engine, manifest: Manifest) -> None:
         self.engine = engine
         self.manifest = manifest
-        self.max_tokens = max_tokens
         self._template = template(manifest.template)
 
     def judge(
@@ -227,32 +225,47 @@ class Judge:
 
     def _explain(self, stages: list[_Stage], judgements: list[Judgement], cancel: threading.Event | None) -> None:
         """Writes a reasoned answer to each stage and reads it."""
-        if not stages:
-            return
-        prompts = [stage.prompt + self._prefix(stage) for stage in stages]
-        for stage, prompt, written in zip(
-            stages, prompts, self.engine.generate(prompts, max_tokens=self.max_tokens, cancel=cancel), strict=True
-        ):
+        texts = self._write(stages, judgements, cancel)
+        askew: list[int] = []
+        for index, stage in enumerate(stages):
             judgement = judgements[stage.exchange]
             judgement.mode = "reasoned"
-            judgement.generated_tokens += written.tokens
-            text = self._prefix(stage) + written.text
             try:
-                labels = dict(answer.read(text, stage.tasks).labels)
+                labels = dict(answer.read(texts[index], stage.tasks).labels)
             except UnreadableAnswer:
                 judgement.unreadable += 1
                 labels = {}
             if not labels and self.manifest.decides == "reasoning":
-                labels = self._force(stage, text, judgement, cancel)
-            elif self.manifest.decides == "score" and any(labels.get(t) != judgement.labels[t] for t in stage.tasks):
-                text = self._retell(stage, prompt, judgement, cancel) or text
+                labels = self._force(stage, texts[index], judgement, cancel)
+            elif self.manifest.decides == "score" and labels != {t: judgement.labels[t] for t in stage.tasks}:
+                askew.append(index)
             for task, label in labels.items():
                 # over several windows harm that was found once stays found, and the first says whether it refuses
                 if task not in judgement.by_reasoning or (task != "completion" and label == LABELS[task][0]):
                     judgement.by_reasoning[task] = label
             if self.manifest.decides == "reasoning":
                 judgement.labels.update({task: judgement.by_reasoning[task] for task in stage.tasks})
-            judgement.steps += answer.read_steps(text)
+        texts = self._retold(stages, texts, askew, judgements, cancel)
+        for stage, text in zip(stages, texts, strict=True):
+            judgements[stage.exchange].steps += answer.read_steps(text)
+
+    def _write(
+        self,
+        stages: Sequence[_Stage],
+        judgements: list[Judgement],
+        cancel: threading.Event | None,
+        temperature: float = 0.0,
+    ) -> list[str]:
+        """One answer a stage, written side by side."""
+        if not stages:
+            return []
+        prompts = [stage.prompt + self._prefix(stage) for stage in stages]
+        written = self.engine.generate(
+            prompts, max_tokens=self._template.longest_answer, temperature=temperature, seed=1, cancel=cancel
+        )
+        for stage, one in zip(stages, written, strict=True):
+            judgements[stage.exchange].generated_tokens += one.tokens
+        return [self._prefix(stage) + one.text for stage, one in zip(stages, written, strict=True)]
 
     def _prefix(self, stage: _Stage) -> str:
         """An answer begins with the first task of its group, whichever of them are wanted, as it was taught."""
@@ -267,22 +280,33 @@ class Judge:
         judgement.prompt_tokens += forced.prompt_tokens
         return forced.labels
 
-    def _retell(
-        self, stage: _Stage, prompt: Prompt, judgement: Judgement, cancel: threading.Event | None
-    ) -> str | None:
-        """Samples explanations until one ends with the verdict the score gave; None where none does."""
-        sampled = self.engine.generate(
-            [prompt] * _RETRIES, max_tokens=self.max_tokens, temperature=0.7, seed=1, cancel=cancel
-        )
-        judgement.generated_tokens += sum(written.tokens for written in sampled)
-        for written in sampled:
-            text = self._prefix(stage) + written.text
+    def _retold(
+        self,
+        stages: list[_Stage],
+        texts: list[str],
+        askew: list[int],
+        judgements: list[Judgement],
+        cancel: threading.Event | None,
+    ) -> list[str]:
+        """Where the score decides and an answer ends otherwise, samples explanations until one ends as it did.
+
+        Where none does, the first stays; the verdict is marked as inconsistent either way.
+        """
+        again = [index for index in askew for _ in range(_RETRIES)]
+        told = dict(enumerate(texts))
+        agreed: set[int] = set()
+        for index, text in zip(
+            again, self._write([stages[i] for i in again], judgements, cancel, temperature=0.7), strict=True
+        ):
+            labels = judgements[stages[index].exchange].labels
             try:
-                if all(answer.read(text, stage.tasks).labels[t] == judgement.labels[t] for t in stage.tasks):
-                    return text
+                agrees = answer.read(text, stages[index].tasks).labels == {t: labels[t] for t in stages[index].tasks}
             except UnreadableAnswer:
                 continue
-        return None
+            if agrees and index not in agreed:
+                agreed.add(index)
+                told[index] = text
+        return list(told.values())
 
 
 def _log_odds(probability: float) -> float:

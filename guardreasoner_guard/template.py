@@ -78,6 +78,8 @@ class Template:
     """The line that opens the labels."""
     chained: bool
     """Whether a label is asked after the labels before it (the paper's form) or by itself."""
+    longest_answer: int
+    """Tokens after which a reasoned answer to one stage is taken for a runaway."""
 
     def render(self, request: str, response: str | None = None, history: Sequence[tuple[str, str]] = ()) -> Prompt:
         """Puts one exchange into words.
@@ -130,6 +132,7 @@ PAPER = Template(
     absent_response="None",
     answers="Answers: ",
     chained=True,
+    longest_answer=1024,
 )
 """GuardReasoner's (arXiv 2501.18492) instruction, to the letter: the trailing spaces are the authors'."""
 
@@ -140,6 +143,7 @@ SHORT = Template(
     absent_response=None,
     answers="Answers:",
     chained=False,
+    longest_answer=256,
 )
 """The bundled model's own: 6 tokens instead of 111, one question at a time."""
 

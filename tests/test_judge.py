@@ -150,3 +150,25 @@ def test_several_labels_are_asked_in_one_call_or_in_rounds() -> None:
         engine = ScriptedEngine()
         Judge(engine, manifest(template=version)).judge([Exchange(request="a", response="b")] * 3, "never")
         assert engine.calls == calls
+
+
+def test_an_explanation_that_ends_otherwise_is_told_again_in_one_batch() -> None:
+    class Fickle(ScriptedEngine):
+        """Greedy it says that all is fine; sampled it comes round at the third try."""
+
+        def generate(self, prompts: Any, *, temperature: float = 0.0, **settings: Any) -> list[Written]:
+            self.batches.append(len(prompts))
+            labels = (
+                ["unharmful", "unharmful", "harmful", "harmful"] * len(prompts) if temperature else ["unharmful"] * 9
+            )
+            return [Written(f"try {n}.\n---\nAnswers:\nRequest: {labels[n]}", 9, True) for n in range(len(prompts))]
+
+        batches: list[int] = []
+
+    engine = Fickle()
+    found = Judge(engine, manifest()).judge(
+        [Exchange(request="a bomb"), Exchange(request="hi"), Exchange(request="bomb")], "always"
+    )
+    assert engine.batches == [3, 8]
+    assert [judgement.steps[0].text for judgement in found] == ["try 2.", "try 1.", "try 6."]
+    assert [judgement.consistent for judgement in found] == [False, True, False]
