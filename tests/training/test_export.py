@@ -63,6 +63,9 @@ def test_a_cuda_graph_is_built_without_a_gpu_and_not_served_without_one(
     assert open_model(directory).manifest.device == "cuda"
 
 
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::UserWarning"
+)  # optimum's tracer warns of its own doing
 def test_the_portable_graph_is_the_reference(checkpoint: Path, tmp_path: Path) -> None:
     import numpy as np
     import onnxruntime
