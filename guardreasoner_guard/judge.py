@@ -83,6 +83,7 @@ class Judge:
         *,
         tasks: Iterable[Task] = TASKS,
         blocks: Callable[[dict[Task, str]], bool] = lambda labels: False,
+        retell: bool = True,
         cancel: threading.Event | None = None,
     ) -> list[Judgement]:
         """Judges exchanges, in order.
@@ -93,6 +94,8 @@ class Judge:
                 and for what would be blocked.
             tasks: Labels that are wanted; those of a response that is not there are left out anyway.
             blocks: Whether labels would block, for `adaptive`.
+            retell: Whether an explanation that ends otherwise than the score is sampled again; no label depends
+                on it, so that an evaluation does without.
             cancel: Set by another thread to make the engine stop.
 
         Raises:
@@ -104,7 +107,7 @@ class Judge:
         if not (reasoning == "always" and self.manifest.decides == "reasoning"):
             self._score(stages, judgements, cancel)
         chosen = [s for s in self._worst(stages, judgements) if self._reasons(s, judgements, reasoning, blocks)]
-        self._explain(chosen, judgements, cancel)
+        self._explain(chosen, judgements, retell, cancel)
         for stage in stages:
             if not judgements[stage.exchange].labels.keys() >= set(stage.tasks):
                 raise EngineError(
@@ -223,7 +226,9 @@ class Judge:
             for task in stage.tasks
         )
 
-    def _explain(self, stages: list[_Stage], judgements: list[Judgement], cancel: threading.Event | None) -> None:
+    def _explain(
+        self, stages: list[_Stage], judgements: list[Judgement], retell: bool, cancel: threading.Event | None
+    ) -> None:
         """Writes a reasoned answer to each stage and reads it."""
         texts = self._write(stages, judgements, cancel)
         askew: list[int] = []
@@ -245,7 +250,8 @@ class Judge:
                     judgement.by_reasoning[task] = label
             if self.manifest.decides == "reasoning":
                 judgement.labels.update({task: judgement.by_reasoning[task] for task in stage.tasks})
-        texts = self._retold(stages, texts, askew, judgements, cancel)
+        if retell:
+            texts = self._retold(stages, texts, askew, judgements, cancel)
         for stage, text in zip(stages, texts, strict=True):
             judgements[stage.exchange].steps += answer.read_steps(text)
 

@@ -72,7 +72,7 @@ def predict(judge: Judge, rows: Sequence[BenchmarkRow], reasoning: Reasoning, po
         task = ASKS[batch[0].task]
         exchanges = [Exchange(request=row.prompt, response=row.response) for row in batch]
         start = time.perf_counter()
-        found = judge.judge(exchanges, reasoning, tasks=(task,), blocks=policy.blocks)
+        found = judge.judge(exchanges, reasoning, tasks=(task,), blocks=policy.blocks, retell=False)
         spent = (time.perf_counter() - start) * 1000 / len(batch)
         for row, judgement in zip(batch, found, strict=True):
             yield Prediction(
