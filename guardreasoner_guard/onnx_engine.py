@@ -6,7 +6,9 @@ instruction, a request that is asked about twice) is read once: the key-value ca
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -24,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 BATCH = 16
 """Most texts that are written side by side; more gain little on a CPU and cost memory."""
+_MOST_THREADS = 8
+"""Left to itself the runtime takes one thread on some virtual machines; beyond some eight little is gained."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MARGIN = 384
 """Cache kept beyond a window: instruction, markers, forced prefix and a short answer fit in it."""
@@ -64,6 +68,9 @@ class OnnxEngine:
             config.clear_providers()
             if self.device == "cuda":
                 config.append_provider("cuda")
+            else:
+                options = {"intra_op_num_threads": min(_processors(), _MOST_THREADS)}
+                config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
             self._model = self._runtime.Model(config)
         except BadModelDir:
             raise
@@ -194,6 +201,11 @@ class OnnxEngine:
             except Exception as error:  # the runtime raises RuntimeError, MemoryError and its own
                 self._kept = None
                 raise EngineError(f"The model could not be run: {error}. See `guardreasoner doctor`.") from error
+
+
+def _processors() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _encodable(text: str) -> str:
