@@ -66,7 +66,7 @@ class Encoder:
 
     def ids(self, text: str) -> list[int]:
         """Tokens of a text, with special tokens read as plain text."""
-        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+        return plain_ids(self.tokenizer, text)
 
     def encode(self, row: ReasoningRow) -> Tree | None:
         """One row as a tree; None (and counted) where its request is too long or it has no label."""
@@ -127,6 +127,11 @@ def _quotes_what_was_cut(row: ReasoningRow, asked: Sequence[Task], response: str
         return False
     quotes = [quote for task in asked for step in row.steps[task] for quote in step.split('"')[1::2]]
     return any(quote in row.response and quote not in response for quote in quotes)
+
+
+def plain_ids(tokenizer: Any, text: str) -> list[int]:
+    """Tokens of a text, none added, with special tokens read as plain text: as the served model reads it."""
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
 
 
 def bos_token(tokenizer: Any) -> int | None:

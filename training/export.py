@@ -17,7 +17,7 @@ from guardreasoner_guard.model_dir import MANIFEST, Manifest, ModelDir, open_mod
 from guardreasoner_guard.template import template
 from guardreasoner_guard.verdict import LABELS, Task
 
-from .encode import bos_token
+from .encode import bos_token, plain_ids
 from .rows import SeedRow
 
 logger = logging.getLogger(__name__)
@@ -76,13 +76,12 @@ def export(
     config = AutoConfig.from_pretrained(checkpoint)
     wording = template(template_version)
 
-    def ids(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
-
     source = checkpoint
     if precision == "int8":
         source = made / "smoothed"
-        texts = [ids(str(wording.render(row.prompt, row.response)))[:512] for row in rows[:_SMOOTHING_ROWS]]
+        texts = [
+            plain_ids(tokenizer, str(wording.render(row.prompt, row.response)))[:512] for row in rows[:_SMOOTHING_ROWS]
+        ]
         smooth(checkpoint, source, texts)
     build(source, made, device=device, precision=precision)
     shutil.rmtree(made / "smoothed", ignore_errors=True)
@@ -93,7 +92,7 @@ def export(
         template=template_version,
         device=device,
         precision=precision,
-        label_tokens={word: ids(f" {word}")[0] for words in LABELS.values() for word in words},
+        label_tokens={word: plain_ids(tokenizer, f" {word}")[0] for words in LABELS.values() for word in words},
         bos_token=bos_token(tokenizer),
         end_token=end,
         decides=decides,
@@ -156,7 +155,7 @@ def measure_parity(checkpoint: Path, model: ModelDir, rows: Sequence[SeedRow]) -
                 words = LABELS[task]
                 tokens = [] if model.manifest.bos_token is None else [model.manifest.bos_token]
                 for part in asked.parts:
-                    tokens += tokenizer(part, add_special_tokens=False, split_special_tokens=True).input_ids
+                    tokens += plain_ids(tokenizer, part)
                 with torch.no_grad():
                     logits = torch_model(input_ids=torch.tensor([tokens]), logits_to_keep=1).logits[0, -1]
                 first, second = (model.manifest.label_tokens[word] for word in words)
