@@ -74,7 +74,7 @@ class Judge:
     def __init__(self, engine: Engine, manifest: Manifest) -> None:
         self.engine = engine
         self.manifest = manifest
-        self._template = template(manifest.template)
+        self._template = template(manifest.template, manifest.policy)
 
     def judge(
         self,

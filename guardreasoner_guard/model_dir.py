@@ -32,6 +32,8 @@ class Manifest(BaseModel):
     name: str
     template: str
     """Version of the wording the model was trained on."""
+    policy: str = ""
+    """The policy a guard of one's own was trained with, in natural language; it stands in the instruction."""
     device: Literal["cpu", "cuda"] = "cpu"
     """What the graph was built for."""
     precision: str

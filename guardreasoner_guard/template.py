@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .errors import BadInput
 from .verdict import TASKS, Task
@@ -150,16 +150,23 @@ SHORT = Template(
 TEMPLATES = {template.version: template for template in (PAPER, SHORT)}
 
 
-def template(version: str) -> Template:
+def template(version: str, policy: str = "") -> Template:
     """Finds a template by the version a model directory names.
+
+    Args:
+        version: `guardreasoner/1` or `short/1`.
+        policy: What a guard of one's own judges by, in natural language; it follows the instruction.
 
     Raises:
         BadInput: No template of that version is known to this release.
     """
     try:
-        return TEMPLATES[version]
+        found = TEMPLATES[version]
     except KeyError:
         raise BadInput(
             f"Unknown template version {version!r}; this release knows {', '.join(TEMPLATES)}. "
             "Upgrade guardreasoner-guard or export the model again."
         ) from None
+    if not policy.strip():
+        return found
+    return replace(found, instruction=f"{found.instruction}Policy:\n{neutralise(policy.strip())}\n\n")

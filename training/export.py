@@ -36,6 +36,7 @@ def export(
     *,
     name: str,
     template_version: str,
+    policy: str = "",
     rows: Sequence[SeedRow],
     device: Literal["cpu", "cuda"] = "cpu",
     precision: str = "int8",
@@ -50,6 +51,7 @@ def export(
         name: What verdicts call the model.
         template_version: The wording it was trained on. What the training stage left in `done.json` (recipe,
             base, counts) goes into the manifest as provenance.
+        policy: The policy it was trained with, if any.
         rows: Real rows: some to find outliers for int8, others to measure parity on.
         device: What the graph is for. A CUDA graph is built anywhere; its parity is measured where CUDA is.
         precision: `int8` or `fp32` on the CPU, `fp16` or `int4` on CUDA.
@@ -74,7 +76,7 @@ def export(
     made.mkdir(parents=True)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     config = AutoConfig.from_pretrained(checkpoint)
-    wording = template(template_version)
+    wording = template(template_version, policy)
 
     source = checkpoint
     if precision == "int8":
@@ -90,6 +92,7 @@ def export(
     manifest = Manifest(
         name=name,
         template=template_version,
+        policy=policy,
         device=device,
         precision=precision,
         label_tokens={word: plain_ids(tokenizer, f" {word}")[0] for words in LABELS.values() for word in words},
@@ -143,7 +146,7 @@ def measure_parity(checkpoint: Path, model: ModelDir, rows: Sequence[SeedRow]) -
     torch_model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     engine = OnnxEngine(model, model.manifest.device)
-    wording = template(model.manifest.template)
+    wording = template(model.manifest.template, model.manifest.policy)
     pairs: list[tuple[float, float]] = []
     for row in rows:
         for stage in wording.stages:

@@ -53,6 +53,32 @@ class Sft(_Table):
     """So many layers from the bottom keep the base's weights, which saves their backward pass."""
     label_weight: float = 32.0
     """Weight of a label's token against a token of reasoning, of which there are many more."""
+    lora: dict[str, Any] | None = None
+    """Settings of a peft.LoraConfig: train low-rank adapters, merged at the end, in place of all weights."""
+    trainer: dict[str, Any] = {}
+
+
+class Mine(_Table):
+    """Hard-sample mining. The defaults are the paper's."""
+
+    samples: int = Field(default=4, ge=2)
+    """Answers sampled for each prompt."""
+    temperature: float = Field(default=0.7, gt=0.0)
+    top_p: float = Field(default=0.95, gt=0.0, le=1.0)
+    rows: int = Field(default=1_000_000, gt=0)
+    """At most so many rows are asked about, drawn by the recipe's seed; the paper asks about all."""
+    gamma: float = Field(default=0.2, ge=0.0, lt=1.0)
+    """Weights of pairs lie between 1 - gamma and 1 + gamma."""
+    leave_out: tuple[str, ...] = ()
+    """Sources left out of one diversity model each; with none, only the model's own hard samples are used."""
+
+
+class Hsdpo(_Table):
+    """Preference optimisation on hard samples. `trainer` goes to trl.DPOConfig untouched."""
+
+    beta: float = Field(default=0.01, gt=0.0)
+    sft: float = Field(default=2.0, ge=0.0)
+    """Coefficient of the likelihood of the chosen answer."""
     trainer: dict[str, Any] = {}
 
 
@@ -63,10 +89,12 @@ class Recipe(_Table):
     seed: int = 0
     data: Data
     sft: Sft
+    mine: Mine = Mine()
+    hsdpo: Hsdpo = Hsdpo()
 
 
 def load_recipe(name_or_path: str) -> Recipe:
-    """Reads a recipe that ships with the package (`bundled`, `tiny`) or a TOML file.
+    """Reads a recipe that ships with the package (`bundled`, `tiny`, `1b`, `3b`, `8b`) or a TOML file.
 
     Raises:
         BadInput: There is no such recipe, or it holds a key or value that is not known.
@@ -80,7 +108,7 @@ def load_recipe(name_or_path: str) -> Recipe:
         return Recipe.model_validate(tomllib.loads(source.read_text(encoding="utf-8")))
     except OSError as error:
         raise BadInput(
-            f"There is no recipe {name_or_path!r}. Name one that ships (bundled, tiny) or a .toml file."
+            f"There is no recipe {name_or_path!r}. Name one that ships (bundled, tiny, 1b, 3b, 8b) or a .toml file."
         ) from error
     except (tomllib.TOMLDecodeError, ValidationError) as error:
         raise BadInput(f"Recipe {source}: {error}. Mend the file.") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import random
 from collections.abc import Iterator, Sequence
@@ -11,14 +10,16 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
+from guardreasoner_guard.errors import BadInput
 from guardreasoner_guard.template import template
 
+from .base import load_base
 from .encode import IGNORED, Encoder, TreeCollator
-from .optimizer import MasterAdamW
-from .recipe import Recipe, is_done, mark_done
+from .fit import begin, fit, optimizer, settings
+from .recipe import Recipe
 from .rows import ReasoningRow, read_rows
 
 logger = logging.getLogger(__name__)
@@ -28,35 +29,35 @@ _ROW_SCALE = 64.0
 this brings its gradient to the size that clipping at 1 expects."""
 
 
-def rsft(recipe: Recipe, rows: Path, out: Path, base: str | None = None) -> Path:
+def rsft(recipe: Recipe, rows: Path, out: Path, base: str | None = None, policy: str = "") -> Path:
     """Fine-tunes the base model on reasoning rows; the loss is on answers only.
+
+    Under `accelerate launch` every process calls it, and the work is shared.
 
     Args:
         recipe: Base, template, weights, and SFTConfig's own settings under `sft.trainer`.
         rows: `reasoning.jsonl` of the former stage.
-        out: Folder for checkpoints, `loss.csv` and the finished model; a run that was stopped goes on there.
+        out: Folder for checkpoints, `loss.csv`, `loss.png` and the finished model; a run that was stopped
+            goes on there.
         base: Takes the place of the recipe's base.
+        policy: Natural-language policy that stands in the instruction.
 
     Returns:
         The folder of the finished model; where it is complete already, nothing is done.
 
     Raises:
-        BadInput: The folder holds a run of another recipe or base, or a row cannot be read.
+        BadInput: The folder holds a run of another recipe or base, the base cannot be loaded, or a row
+            cannot be read.
     """
-    final = out / "model"
-    made_by = {"recipe": recipe.model_dump(mode="json"), "base": base or recipe.sft.base}
-    if is_done(final / "done.json", made_by):
-        return final
-    if not is_done(out / "begun.json", made_by):
-        out.mkdir(parents=True, exist_ok=True)
-        mark_done(out / "begun.json", made_by, {})
+    made_by = {"recipe": recipe.model_dump(mode="json"), "base": base or recipe.sft.base, "policy": policy}
+    if begin(out, made_by):
+        return out / "model"
     model, tokenizer = load_base(base or recipe.sft.base, getattr(torch, recipe.sft.dtype))
-    if not recipe.sft.train_embeddings:
-        model.get_input_embeddings().weight.requires_grad_(False)
-    for layer in model.model.layers[: recipe.sft.frozen_layers]:
-        layer.requires_grad_(False)
-    encoder = Encoder(tokenizer, template(recipe.sft.template), recipe.data, recipe.sft.label_weight)
+    model = _chosen_weights(model, recipe)
+    encoder = Encoder(tokenizer, template(recipe.sft.template, policy), recipe.data, recipe.sft.label_weight)
     trees = [tree for row in read_rows(rows, ReasoningRow) if (tree := encoder.encode(row))]
+    if not trees:
+        raise BadInput(f"No row of {rows} can be taught: {encoder.dropped} are too long. Raise data.max_request_tokens.")
     counts = {
         "rows": len(trees),
         "tokens": sum(len(tree.input_ids) for tree in trees),
@@ -64,52 +65,29 @@ def rsft(recipe: Recipe, rows: Path, out: Path, base: str | None = None) -> Path
         "responses cut": encoder.cropped,
     }
     logger.info("R-SFT on %s", counts)
-    dataset = Dataset.from_list([{**vars(tree), "length": len(tree.input_ids)} for tree in trees])
-    settings: dict[str, Any] = {
-        "output_dir": str(out),
-        "remove_unused_columns": False,
-        "dataset_kwargs": {"skip_prepare_dataset": True},
-        "report_to": "none",
-        "seed": recipe.seed,
-        "use_cpu": not torch.cuda.is_available(),
-        "bf16": False,  # the weights are bf16 already, with fp32 copies in the optimizer
-        **recipe.sft.trainer,
-    }
+    arguments = settings(out, recipe.seed, recipe.sft.trainer)
     trainer = TreeTrainer(
         model=model,
-        args=SFTConfig(**settings),
-        train_dataset=dataset,
+        args=SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}),
+        train_dataset=Dataset.from_list([{**vars(tree), "length": len(tree.input_ids)} for tree in trees]),
         data_collator=TreeCollator(tokenizer.eos_token_id, model.dtype),
         processing_class=tokenizer,
-        optimizer_cls_and_kwargs=(
-            MasterAdamW,
-            {"lr": settings.get("learning_rate", 5e-5), "weight_decay": settings.get("weight_decay", 0.0)},
-        ),
+        **optimizer(model, arguments),
     )
-    trainer.train(resume_from_checkpoint=_last_whole_checkpoint(out))
-    _write_losses(out / "loss.csv", trainer.state.log_history)
-    trainer.save_model(str(final))
-    tokenizer.save_pretrained(str(final))
-    mark_done(final / "done.json", made_by, {**counts, "steps": trainer.state.global_step})
-    return final
+    return fit(trainer, tokenizer, out, made_by, counts)
 
 
-def _last_whole_checkpoint(out: Path) -> str | None:
-    """The newest checkpoint whose last file was written; a kill while saving leaves one that lacks it."""
-    whole = [path.parent for path in out.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+def _chosen_weights(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
+    """Freezes what the recipe does not train, or puts adapters in."""
+    if recipe.sft.lora is not None:
+        from peft import LoraConfig, get_peft_model
 
-
-def load_base(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
-    """Loads a base model and its tokeniser from a hub id, a folder, or `folder/file.gguf`."""
-    where, extra = (str(Path(name).parent), {"gguf_file": Path(name).name}) if name.endswith(".gguf") else (name, {})
-    tokenizer = AutoTokenizer.from_pretrained(where, **extra)
-    model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **extra)
-    if name.endswith(".gguf"):
-        # a GGUF names one token for both; the model's own end token is the config's
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
-        tokenizer.add_bos_token = False
-    return model, tokenizer
+        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **recipe.sft.lora))  # type: ignore[no-any-return]
+    if not recipe.sft.train_embeddings:
+        model.get_input_embeddings().weight.requires_grad_(False)
+    for layer in model.model.layers[: recipe.sft.frozen_layers]:
+        layer.requires_grad_(False)
+    return model
 
 
 class TreeTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types
@@ -118,6 +96,12 @@ class TreeTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.model_accepts_loss_kwargs = False  # the loss is a mean over rows; accumulation divides it
+        self.taught: torch.Tensor | None = None
+        # within the forward pass, so that it also works where a wrapper gathers sharded weights just for that
+        self.model.get_output_embeddings().register_forward_pre_hook(self._pick)
+
+    def _pick(self, _head: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        return None if self.taught is None else (inputs[0][:, :-1][self.taught],)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthBatches:
         rows = train_dataset if train_dataset is not None else self.train_dataset
@@ -127,16 +111,16 @@ class TreeTrainer(SFTTrainer):  # type: ignore[misc]  # TRL ships no types
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Sum of weighted token losses a row, averaged over rows."""
-        hidden = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            position_ids=inputs["position_ids"],
-            use_cache=False,
-            output_hidden_states=True,
-            logits_to_keep=1,
-        ).hidden_states[-1]
-        taught = inputs["labels"][:, 1:] != IGNORED
-        logits = model.get_output_embeddings()(hidden[:, :-1][taught]).float()
+        self.taught = taught = inputs["labels"][:, 1:] != IGNORED
+        try:
+            logits = model(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                position_ids=inputs["position_ids"],
+                use_cache=False,
+            ).logits.float()
+        finally:
+            self.taught = None
         losses = torch.nn.functional.cross_entropy(logits, inputs["labels"][:, 1:][taught], reduction="none")
         loss = (losses * inputs["weights"][:, 1:][taught]).sum() / len(taught) / _ROW_SCALE
         return (loss, {"loss": loss}) if return_outputs else loss
@@ -174,10 +158,3 @@ class LengthBatches(torch.utils.data.Sampler[int]):
         chance.shuffle(batches)
         batches.sort(key=len, reverse=True)  # a last, smaller batch would shift all that follow it
         yield from (row for batch in batches for row in batch)
-
-
-def _write_losses(path: Path, history: list[dict[str, Any]]) -> None:
-    with path.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(("step", "loss", "learning_rate", "grad_norm"))
-        table.writerows((h["step"], h["loss"], h["learning_rate"], h["grad_norm"]) for h in history if "loss" in h)

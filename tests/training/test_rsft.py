@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,10 +11,14 @@ from guardreasoner_guard.training.encode import IGNORED, Encoder, TreeCollator, 
 from guardreasoner_guard.training.optimizer import MasterAdamW
 from guardreasoner_guard.training.recipe import Data, load_recipe
 from guardreasoner_guard.training.rows import ReasoningRow
-from guardreasoner_guard.training.rsft import LengthBatches, TreeTrainer, load_base, rsft
+from guardreasoner_guard.training.base import load_base
+from guardreasoner_guard.training.fit import settings
+from guardreasoner_guard.training.rsft import LengthBatches, TreeTrainer, rsft
 from guardreasoner_guard.training.synthesize import synthesize
 from guardreasoner_guard.training.teacher import AnnotationTeacher
+from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
+from trl import SFTConfig
 
 from guardreasoner_guard import BadInput
 from guardreasoner_guard.template import PAPER, SHORT, Template
@@ -166,13 +169,20 @@ def test_a_folder_of_another_recipe_is_not_taken_for_this_one(checkpoint: Path, 
         rsft(other, reasoning, tmp_path / "rsft", base=str(checkpoint))
 
 
-def test_the_loss_is_the_weighted_cross_entropy_of_each_answer_by_itself(checkpoint: Path) -> None:
+def test_the_loss_is_the_weighted_cross_entropy_of_each_answer_by_itself(checkpoint: Path, tmp_path: Path) -> None:
     made = encoder(checkpoint, SHORT)
     model, _ = load_base(str(checkpoint), torch.float32)
     alone = ROW.model_copy(update={"response": None, "completion": None, "response_harm": None})
     trees = [tree for row in (ROW, alone) if (tree := made.encode(row))]
+    arguments = settings(tmp_path, 0, {"per_device_train_batch_size": 2})
+    trainer = TreeTrainer(
+        model=model,
+        args=SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}),
+        train_dataset=Dataset.from_list([vars(tree) for tree in trees]),
+        processing_class=made.tokenizer,
+    )
     with torch.no_grad():
-        found = TreeTrainer.compute_loss(Mock(), model, TreeCollator(2, torch.float32)([vars(tree) for tree in trees]))
+        found = trainer.compute_loss(model, TreeCollator(2, torch.float32)([vars(tree) for tree in trees]))
         total = 0.0
         for tree in trees:
             for start, end, seen in tree.branches:

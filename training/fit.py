@@ -1,0 +1,96 @@
+"""What every training stage does with its trainer: go on where it stopped, keep the losses, save, say it is done."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import PreTrainedModel, Trainer
+
+from .optimizer import MasterAdamW
+from .recipe import is_done, mark_done
+
+
+def begin(out: Path, made_by: dict[str, Any]) -> bool:
+    """Claims a stage's folder for what it is made by; returns whether the stage is complete already.
+
+    Raises:
+        BadInput: The folder holds a run of something else.
+    """
+    with PartialState().main_process_first():
+        if is_done(out / "model" / "done.json", made_by):
+            return True
+        if not is_done(out / "begun.json", made_by):
+            out.mkdir(parents=True, exist_ok=True)
+            mark_done(out / "begun.json", made_by, {})
+    return False
+
+
+def settings(out: Path, seed: int, trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a TRL config; what the recipe says wins."""
+    cpu = not torch.cuda.is_available()
+    return {
+        "output_dir": str(out),
+        "remove_unused_columns": False,
+        "report_to": "none",
+        "seed": seed,
+        "use_cpu": cpu,
+        "ddp_backend": "gloo" if cpu and PartialState().num_processes > 1 else None,
+        "bf16": False,  # bf16 weights have fp32 copies in the optimizer; fp32 ones may ask for mixed precision
+        **trainer,
+    }
+
+
+def optimizer(model: PreTrainedModel, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The trainer's optimizer argument: fp32 copies for bf16 weights, else what the settings name."""
+    if model.dtype == torch.float32:
+        return {}
+    rate = {"lr": chosen.get("learning_rate", 5e-5), "weight_decay": chosen.get("weight_decay", 0.0)}
+    return {"optimizer_cls_and_kwargs": (MasterAdamW, rate)}
+
+
+def fit(trainer: Trainer, tokenizer: Any, out: Path, made_by: dict[str, Any], facts: dict[str, Any]) -> Path:
+    """Trains, from the last whole checkpoint if there is one, and saves.
+
+    Returns:
+        Folder of the finished model, adapters merged; `loss.csv` and `loss.png` lie beside it.
+    """
+    final = out / "model"
+    trainer.train(resume_from_checkpoint=_last_whole_checkpoint(out))
+    if hasattr(trainer.accelerator.unwrap_model(trainer.model), "merge_and_unload"):
+        merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
+        if trainer.is_world_process_zero():
+            merged.save_pretrained(str(final))
+    else:
+        trainer.save_model(str(final))  # every process takes part where weights are sharded
+    if trainer.is_world_process_zero():
+        tokenizer.save_pretrained(str(final))
+        write_losses(out, trainer.state.log_history)
+        mark_done(final / "done.json", made_by, {**facts, "steps": trainer.state.global_step})
+    trainer.accelerator.wait_for_everyone()
+    return final
+
+
+def _last_whole_checkpoint(out: Path) -> str | None:
+    """The newest checkpoint whose last file was written; a kill while saving leaves one that lacks it."""
+    whole = [path.parent for path in out.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+
+
+def write_losses(out: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the loss curve as `loss.csv` and `loss.png`."""
+    from matplotlib.figure import Figure
+
+    lines = [(h["step"], h["loss"], h["learning_rate"], h["grad_norm"]) for h in history if "loss" in h]
+    with (out / "loss.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("step", "loss", "learning_rate", "grad_norm"))
+        table.writerows(lines)
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss")
+    axes.plot([line[0] for line in lines], [line[1] for line in lines])
+    figure.savefig(out / "loss.png", dpi=120)
