@@ -13,6 +13,8 @@ import typer
 from .errors import BadInput, GuardError
 
 if TYPE_CHECKING:
+    from guardreasoner_guard.training.teacher import Teacher
+
     from .guard import GuardReasonerGuard
     from .verdict import Verdict
 
@@ -22,6 +24,7 @@ app.add_typer(train, name="train")
 
 Model = Annotated[str, typer.Option(help="bundled, a model directory, or a hub id.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+RECIPES = "bundled, custom, tiny, 1b, 3b, 8b, or a .toml file."
 Reasoning = Annotated[str, typer.Option(help="adaptive, always or never.")]
 
 
@@ -128,7 +131,7 @@ def calibrate(
 def synthesize(
     data: Annotated[Path, typer.Option(help="Folder the recipe's files lie in.")],
     out: Annotated[Path, typer.Option(help="Folder for reasoning.jsonl and rejected.jsonl.")],
-    recipe: Annotated[str, typer.Option(help="bundled, tiny, or a .toml file.")] = "bundled",
+    recipe: Annotated[str, typer.Option(help=RECIPES)] = "bundled",
 ) -> None:
     """Draw the recipe's seeds and write reasoning for its share of them."""
     from guardreasoner_guard.training.recipe import load_recipe
@@ -143,7 +146,7 @@ def synthesize(
 def rsft(
     rows: Annotated[Path, typer.Option(help="reasoning.jsonl.")],
     out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished model.")],
-    recipe: Annotated[str, typer.Option(help="bundled, tiny, or a .toml file.")] = "bundled",
+    recipe: Annotated[str, typer.Option(help=RECIPES)] = "bundled",
     base: Annotated[str | None, typer.Option(help="Base model in place of the recipe's.")] = None,
 ) -> None:
     """Fine-tune the base model on reasoning rows; a run that was stopped goes on."""
@@ -152,6 +155,95 @@ def rsft(
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     typer.echo(run(load_recipe(recipe), rows, out, base))
+
+
+@train.command()
+def mine(
+    rows: Annotated[Path, typer.Option(help="reasoning.jsonl the model learned from.")],
+    model: Annotated[str, typer.Option(help="Its checkpoint, its model directory, or the URL of a server (vLLM).")],
+    out: Annotated[Path, typer.Option(help="Folder for samples.jsonl and pairs.jsonl.")],
+    recipe: Annotated[str, typer.Option(help=RECIPES)] = "bundled",
+    name: Annotated[str, typer.Option(help="What the server calls the model.")] = "",
+    source: Annotated[list[str] | None, typer.Option(help="Only rows of this source; repeatable.")] = None,
+    policy: Annotated[str, typer.Option(help="The policy the model was trained with.")] = "",
+) -> None:
+    """Sample answers to the training rows and keep the hard ones as weighted pairs."""
+    from guardreasoner_guard.training.mine import mine as run
+    from guardreasoner_guard.training.mine import open_engine
+    from guardreasoner_guard.training.recipe import load_recipe
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    typer.echo(run(load_recipe(recipe), rows, open_engine(model, name), out, policy=policy, sources=source))
+
+
+@train.command()
+def hsdpo(
+    pairs: Annotated[list[Path], typer.Option(help="pairs.jsonl; repeatable, the first kept of duplicates.")],
+    model: Annotated[Path, typer.Option(help="The R-SFT checkpoint.")],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished model.")],
+    recipe: Annotated[str, typer.Option(help=RECIPES)] = "bundled",
+) -> None:
+    """Train a fine-tuned model to prefer the right answers of hard samples."""
+    from guardreasoner_guard.training.hsdpo import hsdpo as run
+    from guardreasoner_guard.training.recipe import load_recipe
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    typer.echo(run(load_recipe(recipe), pairs, model, out))
+
+
+@train.command(name="all")
+def train_all(
+    data: Annotated[str, typer.Option(help="Labelled rows: .csv, .jsonl, .parquet, or a hub data set as id:split.")],
+    out: Annotated[Path, typer.Option(help="The model directory to make; the stages lie in OUT-stages.")],
+    base: Annotated[str | None, typer.Option(help="Hub id, folder, folder/file.gguf, or bundled.")] = None,
+    test: Annotated[str | None, typer.Option(help="Rows to test on; else a fifth is held out.")] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="FIELD=COLUMN; repeatable: prompt, response, prompt_harm, ...")
+    ] = None,
+    policy: Annotated[Path | None, typer.Option(help="A text file: what is harmful here.")] = None,
+    category: Annotated[list[str] | None, typer.Option(help="A kind of harm; repeatable.")] = None,
+    recipe: Annotated[str, typer.Option(help=RECIPES)] = "custom",
+    teacher: Annotated[str, typer.Option(help="annotation, or a chat model; see `train synthesize`.")] = "annotation",
+    url: Annotated[str | None, typer.Option(help="An OpenAI-compatible server the teacher runs on.")] = None,
+) -> None:
+    """Make a guard from your own labelled rows: every stage, an evaluation and a model card."""
+    from guardreasoner_guard.training.recipe import load_recipe
+    from guardreasoner_guard.training.school import train_all as run
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    chosen = load_recipe(recipe)
+    wording = _read(policy) if policy else ""
+    made = run(
+        chosen, data, out, _teacher(teacher, url, chosen.seed, wording), base=base, test=test,
+        columns=_columns(column or []), policy=wording, categories=category or [],
+    )  # fmt: skip
+    typer.echo((made / "MODEL_CARD.md").read_text(encoding="utf-8"))
+    typer.echo(f"GuardReasonerGuard({str(made)!r})")
+
+
+def _teacher(name: str, url: str | None, seed: int, policy: str = "") -> Teacher:
+    from guardreasoner_guard.training.teacher import AnnotationTeacher
+
+    if name == "annotation":
+        return AnnotationTeacher(seed)
+    raise BadInput("todo")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} cannot be read ({error}). Name a UTF-8 text file.") from error
+
+
+def _columns(pairs: list[str]) -> dict[str, str]:
+    columns = {}
+    for pair in pairs:
+        field, equals, column = pair.partition("=")
+        if not (field and equals and column):
+            raise BadInput(f"--column is {pair!r}. Write FIELD=COLUMN, as prompt=question.")
+        columns[field] = column
+    return columns
 
 
 def as_record(verdict: Verdict) -> dict[str, Any]:

@@ -59,10 +59,11 @@ class Engine(Protocol):
         *,
         max_tokens: int,
         temperature: float = 0.0,
+        top_p: float = 1.0,
         seed: int = 0,
         cancel: threading.Event | None = None,
     ) -> list[Written]:
-        """Continues the prompts, as one batch; greedy at temperature 0.
+        """Continues the prompts; greedy at temperature 0, else sampled, each copy of a prompt anew.
 
         Raises:
             EngineError: The model could not be run.
@@ -123,6 +124,7 @@ class ScriptedEngine:
         *,
         max_tokens: int,
         temperature: float = 0.0,
+        top_p: float = 1.0,
         seed: int = 0,
         cancel: threading.Event | None = None,
     ) -> list[Written]:

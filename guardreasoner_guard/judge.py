@@ -267,7 +267,12 @@ class Judge:
             return []
         prompts = [stage.prompt + self._prefix(stage) for stage in stages]
         written = self.engine.generate(
-            prompts, max_tokens=self._template.longest_answer, temperature=temperature, seed=1, cancel=cancel
+            prompts,
+            max_tokens=self._template.longest_answer,
+            temperature=temperature,
+            top_p=0.95,
+            seed=1,
+            cancel=cancel,
         )
         for stage, one in zip(stages, written, strict=True):
             judgements[stage.exchange].generated_tokens += one.tokens

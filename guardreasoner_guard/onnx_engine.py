@@ -28,6 +28,8 @@ BATCH = 16
 """Most texts that are written side by side; more gain little on a CPU and cost memory."""
 _MOST_THREADS = 8
 """Left to itself the runtime takes one thread on some virtual machines; beyond some eight little is gained."""
+_MOST_TOKENS = 1000
+"""Likeliest tokens that a sample is drawn from."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MARGIN = 384
 """Cache kept beyond a window: instruction, markers, forced prefix and a short answer fit in it."""
@@ -92,6 +94,7 @@ class OnnxEngine:
         *,
         max_tokens: int,
         temperature: float = 0.0,
+        top_p: float = 1.0,
         seed: int = 0,
         cancel: threading.Event | None = None,
     ) -> list[Written]:
@@ -101,7 +104,8 @@ class OnnxEngine:
         written: dict[int, Written] = {}
         for start in range(0, len(order), BATCH):
             batch = order[start : start + BATCH]
-            texts = self._write([encoded[i] for i in batch], max_tokens, temperature, seed, cancel)
+            sampling = self._sampling(temperature, top_p, seed + start)
+            texts = self._write([encoded[i] for i in batch], max_tokens, sampling, cancel)
             written.update(zip(batch, texts, strict=True))
         return [written[index] for index in range(len(prompts))]
 
@@ -147,7 +151,7 @@ class OnnxEngine:
         kept, self._kept = self._kept, None
         if kept is None or len(ids) > self._kept_room:
             self._kept_room = max(len(ids), self._manifest.window + _MARGIN)
-            kept, self._kept_ids = self._generator(self._kept_room, 1, 0.0, 0), []
+            kept, self._kept_ids = self._generator(self._kept_room, 1, {"do_sample": False}), []
         shared = 0
         # the last token is read again even where all agree, for its logits
         while shared < min(len(ids) - 1, len(self._kept_ids)) and ids[shared] == self._kept_ids[shared]:
@@ -159,14 +163,14 @@ class OnnxEngine:
         return len(ids) - shared
 
     def _write(
-        self, batch: list[list[int]], max_tokens: int, temperature: float, seed: int, cancel: threading.Event | None
+        self, batch: list[list[int]], max_tokens: int, sampling: dict[str, Any], cancel: threading.Event | None
     ) -> list[Written]:
         longest = max(map(len, batch))
         end = self._manifest.end_token
         # padded on the right: the attention op keeps each row's own length and overwrites the padding
         padded = np.array([ids + [end] * (longest - len(ids)) for ids in batch], dtype=np.int32)
         with self._running(cancel):
-            generator = self._generator(longest + max_tokens, len(batch), temperature, seed)
+            generator = self._generator(longest + max_tokens, len(batch), sampling)
             generator.append_tokens(padded)
             while not generator.is_done():
                 if cancel is not None and cancel.is_set():
@@ -175,17 +179,22 @@ class OnnxEngine:
             rows = [np.asarray(generator.get_sequence(i))[longest:].tolist() for i in range(len(batch))]
         written = []
         for row in rows:
-            complete = end in row
-            ids = row[: row.index(end)] if complete else row
+            complete = end in row or len(row) < max_tokens  # the last row's end token is not handed out
+            ids = row[: row.index(end)] if end in row else row
             written.append(Written(self._tokenizer.decode(ids), len(ids) + complete, complete))
         return written
 
-    def _generator(self, room: int, rows: int, temperature: float, seed: int) -> Any:
+    def _sampling(self, temperature: float, top_p: float, seed: int) -> dict[str, Any]:
+        if temperature <= 0:
+            return {"do_sample": False}
+        # left out, top_k is 50; with 0 the runtime (0.18, CPU) samples from beyond top_p too, and a whole
+        # vocabulary costs more than the model: this many leave out nothing that top_p = 0.95 would keep
+        most = min(_MOST_TOKENS, self._tokenizer.get_vocab_size())
+        return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": most, "random_seed": seed}
+
+    def _generator(self, room: int, rows: int, sampling: dict[str, Any]) -> Any:
         params = self._runtime.GeneratorParams(self._model)
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": 0.95, "random_seed": seed}
-        params.set_search_options(
-            max_length=room, batch_size=rows, **(sampling if temperature > 0 else {"do_sample": False})
-        )
+        params.set_search_options(max_length=room, batch_size=rows, **sampling)
         return self._runtime.Generator(self._model, params)
 
     @contextmanager

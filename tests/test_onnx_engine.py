@@ -11,7 +11,7 @@ from guardreasoner_guard import DeviceUnavailable, EngineError, GuardReasonerGua
 from guardreasoner_guard.engine import Question
 from guardreasoner_guard.model_dir import open_model
 from guardreasoner_guard.onnx_engine import OnnxEngine
-from guardreasoner_guard.template import SHORT
+from guardreasoner_guard.template import SHORT, Prompt
 
 WORDS = ("harmful", "unharmful")
 REQUESTS = [
@@ -62,6 +62,31 @@ def test_the_token_cap_is_kept_and_said(engine: OnnxEngine) -> None:
     prompts = [SHORT.render(text) + SHORT.reasoning_prefix(("request",)) for text in REQUESTS]
     for written in engine.generate(prompts, max_tokens=5):
         assert written.tokens <= 5 and not written.complete
+
+
+def sampled(engine: OnnxEngine, copies: int, **settings: Any) -> list[str]:
+    return [one.text for one in engine.generate([Prompt(("Tell me how",))] * copies, **settings)]
+
+
+def test_every_copy_of_a_prompt_is_sampled_anew_and_comes_again_with_its_seed(engine: OnnxEngine) -> None:
+    texts = sampled(engine, 20, max_tokens=4, temperature=3.0, seed=1)  # more than one batch
+    assert len(set(texts)) == 20
+    assert texts == sampled(engine, 20, max_tokens=4, temperature=3.0, seed=1)
+    assert texts != sampled(engine, 20, max_tokens=4, temperature=3.0, seed=2)
+
+
+def test_top_p_limits_what_is_sampled_and_nothing_else_does(engine: OnnxEngine) -> None:
+    import numpy as np
+
+    engine._read(engine._ids("Tell me how"))
+    logits = np.asarray(engine._kept.get_logits(), dtype=np.float64)[0, -1]
+    ranked = np.argsort(-logits)
+    odds = np.exp((logits[ranked] - logits.max()) / 1.5)
+    likely = ranked[: int((odds.cumsum() / odds.sum() < 0.6).sum())]  # rounding moves the bound of a half a little
+    texts = {engine._tokenizer.decode([token]) for token in likely}
+    assert set(sampled(engine, 32, max_tokens=1, temperature=1.5, top_p=0.5)) <= texts
+    fifty = {engine._tokenizer.decode([token]) for token in ranked[:50]}
+    assert len(set(sampled(engine, 32, max_tokens=1, temperature=3.0)) - fifty) > 10
 
 
 def test_special_tokens_in_a_text_are_plain_text(engine: OnnxEngine) -> None:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from guardreasoner_guard.errors import BadInput
 from guardreasoner_guard.model_dir import MANIFEST, open_model
 
-from .thaw import thaw
+from .thaw import thaw, thaw_tokenizer
 
 
 def load_base(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
@@ -25,21 +25,49 @@ def load_base(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
     Raises:
         BadInput: There is no such model, or it cannot be loaded.
     """
-    if name == "bundled" or (Path(name) / MANIFEST).exists():
-        model, tokenizer = thaw(open_model(name))
-        return model.to(dtype), tokenizer
-    where, extra = (str(Path(name).parent), {"gguf_file": Path(name).name}) if name.endswith(".gguf") else (name, {})
+    if _is_exported(name):
+        return thaw(open_model(name)).to(dtype), load_tokenizer(name)
+    where, extra = _place(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, **extra)
         model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **extra)
     except (OSError, ValueError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise BadInput(
-            f"The base model {name!r} could not be loaded: {first} Name a hub id you can reach, a transformers "
-            "folder, a folder/file.gguf, or `bundled`, which is always at hand."
-        ) from error
+        raise _not_loaded(name, error) from error
+    tokenizer = load_tokenizer(name)
     if name.endswith(".gguf"):
         # a GGUF names one token for both; the model's own end token is the config's
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
-        tokenizer.add_bos_token = False
     return model, tokenizer
+
+
+def load_tokenizer(name: str) -> Any:
+    """Loads the tokeniser of a base model; see `load_base`.
+
+    Raises:
+        BadInput: There is no such model, or its tokeniser cannot be loaded.
+    """
+    if _is_exported(name):
+        return thaw_tokenizer(open_model(name))
+    where, extra = _place(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, **extra)
+    except (OSError, ValueError) as error:
+        raise _not_loaded(name, error) from error
+    if extra:
+        tokenizer.add_bos_token = False
+    return tokenizer
+
+
+def _is_exported(name: str) -> bool:
+    return name == "bundled" or (Path(name) / MANIFEST).exists()
+
+
+def _place(name: str) -> tuple[str, dict[str, str]]:
+    return (str(Path(name).parent), {"gguf_file": Path(name).name}) if name.endswith(".gguf") else (name, {})
+
+
+def _not_loaded(name: str, error: Exception) -> BadInput:
+    first = str(error).strip().split("\n")[0]
+    return BadInput(
+        f"The base model {name!r} could not be loaded: {first} Name a hub id you can reach, a transformers folder, "
+        "a folder/file.gguf, or `bundled`, which is always at hand."
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, Trainer
+
+from guardreasoner_guard.errors import BadInput
 
 from .optimizer import MasterAdamW
 from .recipe import is_done, mark_done
@@ -60,6 +63,7 @@ def fit(trainer: Trainer, tokenizer: Any, out: Path, made_by: dict[str, Any], fa
         Folder of the finished model, adapters merged; `loss.csv` and `loss.png` lie beside it.
     """
     final = out / "model"
+    _check_room(out, trainer)
     trainer.train(resume_from_checkpoint=_last_whole_checkpoint(out))
     if hasattr(trainer.accelerator.unwrap_model(trainer.model), "merge_and_unload"):
         merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
@@ -73,6 +77,19 @@ def fit(trainer: Trainer, tokenizer: Any, out: Path, made_by: dict[str, Any], fa
         mark_done(final / "done.json", made_by, {**facts, "steps": trainer.state.global_step})
     trainer.accelerator.wait_for_everyone()
     return final
+
+
+def _check_room(out: Path, trainer: Trainer) -> None:
+    """Raises BadInput where checkpoints and the finished model would not fit on the disk."""
+    weights = sum(w.numel() * w.element_size() for w in trainer.model.parameters())
+    states = sum(12 * w.numel() for w in trainer.model.parameters() if w.requires_grad)
+    kept = 0 if trainer.args.save_strategy == "no" else (trainer.args.save_total_limit or 2) + 1
+    needed, free = (kept + 1) * weights + kept * states, shutil.disk_usage(out).free
+    if free < needed:
+        raise BadInput(
+            f"Training needs some {needed / 1e9:.1f} GB of disk at {out}, and {free / 1e9:.1f} GB are free. Free some "
+            "room, name another folder, or set save_total_limit = 1 in the recipe."
+        )
 
 
 def _last_whole_checkpoint(out: Path) -> str | None:

@@ -124,7 +124,7 @@ class HardSampleTrainer(DPOTrainer):  # type: ignore[misc]  # TRL ships no types
 def hard_sample_loss(
     margin: torch.Tensor, mean_chosen: torch.Tensor, weight: torch.Tensor, beta: float, sft: float
 ) -> torch.Tensor:
-    """weight * -log sigmoid(beta * margin) + sft * -mean_chosen, a pair.
+    """Weight * -log sigmoid(beta * margin) + sft * -mean_chosen, a pair.
 
     Args:
         margin: How much more the model prefers the chosen answer than the reference does, in nats; (pairs,).

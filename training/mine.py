@@ -21,7 +21,8 @@ from rich.progress import track
 
 from guardreasoner_guard import answer
 from guardreasoner_guard.engine import Engine, Written
-from guardreasoner_guard.errors import UnreadableAnswer
+from guardreasoner_guard.errors import BadInput, UnreadableAnswer
+from guardreasoner_guard.model_dir import MANIFEST, open_model
 from guardreasoner_guard.template import Prompt, Template, template
 from guardreasoner_guard.verdict import Task
 
@@ -107,6 +108,32 @@ def mine(
     return path
 
 
+def open_engine(model: str, name: str = "") -> Engine:
+    """Finds what runs a model: a server by its URL, an exported model directory, or a transformers checkpoint.
+
+    Args:
+        model: URL, directory or checkpoint.
+        name: What a server calls its model.
+
+    Raises:
+        BadInput: There is neither.
+    """
+    if "://" in model:
+        from guardreasoner_guard.remote_engine import RemoteEngine
+
+        return RemoteEngine(model, name)
+    if (Path(model) / MANIFEST).exists():
+        from guardreasoner_guard.onnx_engine import OnnxEngine
+
+        found = open_model(model)
+        return OnnxEngine(found, found.manifest.device)
+    if not (Path(model) / "config.json").exists():
+        raise BadInput(f"{model} is no checkpoint and no model directory. Name one, or a server's URL.")
+    from .torch_engine import TorchEngine
+
+    return TorchEngine(Path(model))
+
+
 def _asks(rows: Iterable[ReasoningRow], wording: Template, engine: Engine, recipe: Recipe) -> tuple[list[Ask], int]:
     """The prompts of the rows, one a stage of the template, cut as they were for training; and rows left out."""
     asks: list[Ask] = []
@@ -124,9 +151,7 @@ def _asks(rows: Iterable[ReasoningRow], wording: Template, engine: Engine, recip
     return asks, too_long
 
 
-def _sample(
-    asks: Sequence[Ask], engine: Engine, settings: Mine, longest: int, journal: Path
-) -> list[list[Written]]:
+def _sample(asks: Sequence[Ask], engine: Engine, settings: Mine, longest: int, journal: Path) -> list[list[Written]]:
     """Samples answers in batches of like length; a batch that the journal holds is not asked again."""
     order = sorted(range(len(asks)), key=lambda index: len(str(asks[index].prompt)))
     size = max(1, _BATCH // settings.samples)

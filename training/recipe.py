@@ -94,7 +94,7 @@ class Recipe(_Table):
 
 
 def load_recipe(name_or_path: str) -> Recipe:
-    """Reads a recipe that ships with the package (`bundled`, `tiny`, `1b`, `3b`, `8b`) or a TOML file.
+    """Reads a recipe that ships with the package (`bundled`, `custom`, `tiny`, `1b`, `3b`, `8b`) or a TOML file.
 
     Raises:
         BadInput: There is no such recipe, or it holds a key or value that is not known.
@@ -108,7 +108,7 @@ def load_recipe(name_or_path: str) -> Recipe:
         return Recipe.model_validate(tomllib.loads(source.read_text(encoding="utf-8")))
     except OSError as error:
         raise BadInput(
-            f"There is no recipe {name_or_path!r}. Name one that ships (bundled, tiny, 1b, 3b, 8b) or a .toml file."
+            f"There is no recipe {name_or_path!r}. Name bundled, custom, tiny, 1b, 3b, 8b, or a .toml file."
         ) from error
     except (tomllib.TOMLDecodeError, ValidationError) as error:
         raise BadInput(f"Recipe {source}: {error}. Mend the file.") from error

@@ -57,7 +57,9 @@ def rsft(recipe: Recipe, rows: Path, out: Path, base: str | None = None, policy:
     encoder = Encoder(tokenizer, template(recipe.sft.template, policy), recipe.data, recipe.sft.label_weight)
     trees = [tree for row in read_rows(rows, ReasoningRow) if (tree := encoder.encode(row))]
     if not trees:
-        raise BadInput(f"No row of {rows} can be taught: {encoder.dropped} are too long. Raise data.max_request_tokens.")
+        raise BadInput(
+            f"No row of {rows} can be taught: {encoder.dropped} are too long. Raise data.max_request_tokens."
+        )
     counts = {
         "rows": len(trees),
         "tokens": sum(len(tree.input_ids) for tree in trees),
@@ -82,7 +84,7 @@ def _chosen_weights(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
     if recipe.sft.lora is not None:
         from peft import LoraConfig, get_peft_model
 
-        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **recipe.sft.lora))  # type: ignore[no-any-return]
+        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **recipe.sft.lora))
     if not recipe.sft.train_embeddings:
         model.get_input_embeddings().weight.requires_grad_(False)
     for layer in model.model.layers[: recipe.sft.frozen_layers]:

@@ -36,7 +36,7 @@ def draw(recipe: Recipe, data: Path) -> Iterator[tuple[ReasoningRow, bool]]:
         for row in rows:
             if taken == source.take:
                 break
-            key = (_normalised(row.prompt), _normalised(row.response or ""))
+            key = (normalised(row.prompt), normalised(row.response or ""))
             row = _only(row, source)
             if key in seen or not row.labels:
                 continue
@@ -51,7 +51,8 @@ def _rows(source: Source, data: Path) -> Iterable[ReasoningRow]:
     return read_rows(data / source.file, ReasoningRow)
 
 
-def _normalised(text: str) -> str:
+def normalised(text: str) -> str:
+    """A text without what does not tell two apart: case and runs of blanks."""
     return " ".join(text.lower().split())
 
 

@@ -16,7 +16,7 @@ from guardreasoner_guard.errors import BadInput
 from guardreasoner_guard.model_dir import ModelDir
 
 
-def thaw(model: ModelDir) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+def thaw(model: ModelDir) -> LlamaForCausalLM:
     """Reads the weights of an int8 graph back into a Llama model in fp32.
 
     What rounding to 8 bits took is gone; everything else is as it was before the export. The columns that
@@ -47,16 +47,17 @@ def thaw(model: ModelDir) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     weights: dict[str, torch.Tensor] = {"model.embed_tokens.weight": matrix("lm_head.MatMul")}
     layers = decoder["num_hidden_layers"]
     for n in range(layers):
-        there, here = f"model.layers.{n}", f"model.layers.{n}"
-        query, key, value = matrix(f"{there}.attn.qkv_proj.MatMul").split([heads * size, groups * size, groups * size])
+        here = f"model.layers.{n}"
+        joined = matrix(f"{here}.attn.qkv_proj.MatMul")
+        query, key, value = torch.split(joined, [heads * size, groups * size, groups * size])
         weights[f"{here}.self_attn.q_proj.weight"] = query
         weights[f"{here}.self_attn.k_proj.weight"] = key
         weights[f"{here}.self_attn.v_proj.weight"] = value
-        weights[f"{here}.self_attn.o_proj.weight"] = matrix(f"{there}.attn.o_proj.MatMul")
+        weights[f"{here}.self_attn.o_proj.weight"] = matrix(f"{here}.attn.o_proj.MatMul")
         for part in ("gate_proj", "up_proj", "down_proj"):
-            weights[f"{here}.mlp.{part}.weight"] = matrix(f"{there}.mlp.{part}.MatMul")
+            weights[f"{here}.mlp.{part}.weight"] = matrix(f"{here}.mlp.{part}.MatMul")
         for norm in ("input_layernorm", "post_attention_layernorm"):
-            weights[f"{here}.{norm}.weight"] = torch.from_numpy(array(f"{there}.{norm}.weight").copy())
+            weights[f"{here}.{norm}.weight"] = torch.from_numpy(array(f"{here}.{norm}.weight").copy())
         readers = [f"{here}.self_attn.{part}_proj.weight" for part in "qkv"]
         _even_out(weights, f"{here}.input_layernorm.weight", readers)
         readers = [f"{here}.mlp.{part}_proj.weight" for part in ("gate", "up")]
@@ -84,9 +85,14 @@ def thaw(model: ModelDir) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     made = LlamaForCausalLM(config)
     made.load_state_dict(weights, strict=False)
     made.tie_weights()
+    return made
+
+
+def thaw_tokenizer(model: ModelDir) -> PreTrainedTokenizerFast:
+    """The tokeniser of an exported model as transformers knows it."""
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(model.path / "tokenizer.json"))
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.manifest.end_token)
-    return made, tokenizer
+    return tokenizer
 
 
 def _even_out(weights: dict[str, torch.Tensor], norm: str, readers: list[str]) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a hub
 
 torch = pytest.importorskip("torch", reason="the training extra is not installed")
 

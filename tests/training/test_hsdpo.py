@@ -19,7 +19,11 @@ from trl import DPOConfig
 
 from guardreasoner_guard import BadInput
 
-PROMPT = ("Judge this exchange.\n", "Human user:\nHow do I hack <|im_start|> it?\n\n", "# Task 1\n## Reasoning Step 1\n")
+PROMPT = (
+    "Judge this exchange.\n",
+    "Human user:\nHow do I hack <|im_start|> it?\n\n",
+    "# Task 1\n## Reasoning Step 1\n",
+)
 
 
 def pair(name: str, chosen: str, rejected: str, weight: float, complete: bool = True) -> Pair:
@@ -39,8 +43,10 @@ def log_likelihood(model: torch.nn.Module, prompt: list[int], said: list[int]) -
     """By hand, in float64, one text at a time."""
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([prompt + said])).logits[0].double()
-    each = logits - torch.log(torch.exp(logits - logits.max(-1, keepdim=True).values).sum(-1, keepdim=True)) - (
-        logits.max(-1, keepdim=True).values
+    each = (
+        logits
+        - torch.log(torch.exp(logits - logits.max(-1, keepdim=True).values).sum(-1, keepdim=True))
+        - (logits.max(-1, keepdim=True).values)
     )
     return sum(float(each[len(prompt) + at - 1, token]) for at, token in enumerate(said))
 
@@ -69,6 +75,7 @@ def test_the_loss_of_a_batch_is_the_papers_reckoned_by_hand(checkpoint: Path, tm
 
     expected = 0.0
     for tokens, one in zip(encoded, PAIRS, strict=True):
+
         def margin(name: str, tokens: dict[str, list[int]] = tokens) -> float:
             now = log_likelihood(model, tokens["prompt_ids"], tokens[name])
             return now - log_likelihood(reference, tokens["prompt_ids"], tokens[name])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from guardreasoner_guard.training.mine import Ask, Pair, hard_pair, merge, mine, weigh
-from guardreasoner_guard.training.recipe import load_recipe
+from guardreasoner_guard.training.recipe import Mine, load_recipe
 from guardreasoner_guard.training.rows import ReasoningRow, read_rows, write_rows
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +22,8 @@ from guardreasoner_guard.template import PAPER, SHORT, Prompt
 ROW = ReasoningRow(
     id="1", source="s", prompt="p", response="r", prompt_harm="harmful", completion="refusal", response_harm="unharmful"
 )
+
+RECIPE = load_recipe("tiny").model_copy(update={"mine": Mine()})
 
 
 def said(request: str = "harmful", completion: str = "refusal", response: str = "unharmful", why: str = "") -> Written:
@@ -126,7 +128,7 @@ def taught(tmp_path: Path) -> Path:
 
 def test_each_prompt_is_sampled_as_often_as_the_recipe_says(taught: Path, tmp_path: Path) -> None:
     engine = Wavering()
-    path = mine(load_recipe("tiny"), taught, engine, tmp_path / "mined")
+    path = mine(RECIPE, taught, engine, tmp_path / "mined")
     pairs = list(read_rows(path, Pair))
     assert set(Counter(engine.prompts).values()) == {4}
     assert len(pairs) == 22  # 21 requests, and the one exchange's second stage
@@ -134,26 +136,26 @@ def test_each_prompt_is_sampled_as_often_as_the_recipe_says(taught: Path, tmp_pa
     facts = json.loads((path.parent / "mine.json").read_text())
     assert facts["samples"] == 88 and facts["pairs"] == 22 and facts["requests too long"] == 0
     calls = engine.calls
-    assert mine(load_recipe("tiny"), taught, engine, tmp_path / "mined") == path and engine.calls == calls
+    assert mine(RECIPE, taught, engine, tmp_path / "mined") == path and engine.calls == calls
     prompts = ["".join(p.prompt) for p in pairs]
     assert SHORT.render("p", "r").parts[2] in "".join(prompts)
 
 
 def test_a_run_that_dies_goes_on_without_asking_again(taught: Path, tmp_path: Path) -> None:
-    whole = mine(load_recipe("tiny"), taught, Wavering(), tmp_path / "whole")
+    whole = mine(RECIPE, taught, Wavering(), tmp_path / "whole")
     first = Wavering(dies_at=2)
     with pytest.raises(EngineError):
-        mine(load_recipe("tiny"), taught, first, tmp_path / "cut")
+        mine(RECIPE, taught, first, tmp_path / "cut")
     with (tmp_path / "cut" / "samples.jsonl").open("a") as journal:
         journal.write('{"batch": 2, "samp')  # killed while it wrote
     second = Wavering()
-    resumed = mine(load_recipe("tiny"), taught, second, tmp_path / "cut")
+    resumed = mine(RECIPE, taught, second, tmp_path / "cut")
     assert resumed.read_bytes() == whole.read_bytes()
     assert not set(first.prompts) & set(second.prompts)
 
 
 def test_only_the_named_sources_are_asked_about(taught: Path, tmp_path: Path) -> None:
-    path = mine(load_recipe("tiny"), taught, Wavering(), tmp_path / "mined", sources=["even"])
+    path = mine(RECIPE, taught, Wavering(), tmp_path / "mined", sources=["even"])
     assert {p.source for p in read_rows(path, Pair)} == {"even"}
     with pytest.raises(BadInput, match="another recipe"):
-        mine(load_recipe("tiny"), taught, Wavering(), tmp_path / "mined", sources=["odd"])
+        mine(RECIPE, taught, Wavering(), tmp_path / "mined", sources=["odd"])

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
+from guardreasoner_guard.training.base import load_base
 from guardreasoner_guard.training.encode import IGNORED, Encoder, TreeCollator, bos_token
+from guardreasoner_guard.training.fit import settings
 from guardreasoner_guard.training.optimizer import MasterAdamW
 from guardreasoner_guard.training.recipe import Data, load_recipe
 from guardreasoner_guard.training.rows import ReasoningRow
-from guardreasoner_guard.training.base import load_base
-from guardreasoner_guard.training.fit import settings
 from guardreasoner_guard.training.rsft import LengthBatches, TreeTrainer, rsft
 from guardreasoner_guard.training.synthesize import synthesize
 from guardreasoner_guard.training.teacher import AnnotationTeacher
-from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
 from trl import SFTConfig
 

@@ -1,0 +1,55 @@
+"""Two processes train the same model as one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from guardreasoner_guard.training.base import load_base
+from guardreasoner_guard.training.recipe import load_recipe
+from guardreasoner_guard.training.synthesize import synthesize
+from guardreasoner_guard.training.teacher import AnnotationTeacher
+
+RECIPE = """
+name = "distributed"
+[data]
+sources = [{{ file = "rows.jsonl", reasoned = 1.0 }}]
+[sft]
+base = "given on the command line"
+dtype = "float32"
+train_embeddings = true
+[sft.trainer]
+max_steps = 3
+per_device_train_batch_size = 1
+gradient_accumulation_steps = {accumulation}
+learning_rate = 1e-3
+max_grad_norm = 0.0
+adam_epsilon = 1e-4
+gradient_checkpointing = false
+save_strategy = "no"
+"""
+
+
+def test_two_processes_train_the_same_model_as_one(checkpoint: Path, rows: Path, tmp_path: Path) -> None:
+    reasoning = synthesize(load_recipe("tiny"), rows, AnnotationTeacher(), tmp_path / "rows")
+    for processes in (1, 2):
+        recipe = tmp_path / f"{processes}.toml"
+        recipe.write_text(RECIPE.format(accumulation=4 // processes))
+        subprocess.run(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes),
+                "-m", "guardreasoner_guard", "train", "rsft", "--rows", str(reasoning), "--recipe", str(recipe),
+                "--base", str(checkpoint), "--out", str(tmp_path / str(processes)),
+            ],
+            check=True, capture_output=True, timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        )  # fmt: skip
+    start, _ = load_base(str(checkpoint), torch.float32)
+    one, _ = load_base(str(tmp_path / "1" / "model"), torch.float32)
+    two, _ = load_base(str(tmp_path / "2" / "model"), torch.float32)
+    for old, first, second in zip(start.parameters(), one.parameters(), two.parameters(), strict=True):
+        assert not torch.equal(old, first)
+        torch.testing.assert_close(first, second, atol=2e-6, rtol=1e-4)

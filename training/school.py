@@ -1,0 +1,190 @@
+"""The whole school: a user's labelled rows in, a guard out, stage by stage; a finished stage is skipped."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from guardreasoner_guard.errors import BadInput, GuardError
+from guardreasoner_guard.judge import Judge, Reasoning
+from guardreasoner_guard.model_dir import MANIFEST, open_model
+from guardreasoner_guard.onnx_engine import OnnxEngine
+from guardreasoner_guard.policy import Policy
+
+from .base import load_tokenizer
+from .benchmarks import ASKS, BenchmarkRow
+from .card import write_card
+from .encode import plain_ids
+from .evaluate import evaluate
+from .export import export
+from .hsdpo import hsdpo
+from .mine import mine
+from .recipe import Recipe, is_done, mark_done
+from .rows import ReasoningRow, SeedRow, read_rows, write_rows
+from .rsft import rsft
+from .synthesize import synthesize
+from .table import check_apart, check_classes, distinct, read_table, split
+from .teacher import Teacher
+from .torch_engine import TorchEngine
+
+logger = logging.getLogger(__name__)
+
+HELD_OUT = 0.2
+"""Share of the rows that is tested on and never learned from, where no test file is given."""
+
+
+class DiskFull(GuardError):
+    """A stage could not write; what was finished before is kept."""
+
+
+def train_all(
+    recipe: Recipe,
+    data: str,
+    out: Path,
+    teacher: Teacher,
+    *,
+    base: str | None = None,
+    test: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    policy: str = "",
+    categories: Sequence[str] = (),
+) -> Path:
+    """Makes a guard from a user's own labelled rows: synthesis, R-SFT, hard samples, HS-DPO, export, evaluation.
+
+    Args:
+        recipe: `custom`, or one of your own with the single source `rows.jsonl`.
+        data: A `.csv`, `.jsonl` or `.parquet` file or a hub data set; see `table.read_table`.
+        out: The model directory to make. The stages lie beside it in `OUT-stages`, where a run that was
+            stopped goes on; they can be removed afterwards.
+        teacher: Who writes the reasoning.
+        base: Takes the place of the recipe's base.
+        test: Rows to test on; without it a fifth of `data` is held out.
+        columns: Which column holds a field.
+        policy: What is harmful here, in natural language; it stands in the guard's instruction ever after.
+        categories: Names of the kinds of harm; they stand with the policy.
+
+    Returns:
+        `out`, with the model card and `evaluation-never.json`, `evaluation-always.json` in it.
+
+    Raises:
+        BadInput: The rows, the recipe or the base do not do; the message says what to change.
+        DiskFull: There is no room left; run it again once there is.
+    """
+    wording = "\n".join([policy.strip(), f"Categories: {', '.join(categories)}." if categories else ""]).strip()
+    stages = out.with_name(f"{out.name}-stages")
+    try:
+        _check_lengths(recipe, seeds := _prepare(recipe, data, test, columns, stages / "data"), base)
+        reasoning = synthesize(recipe, seeds, teacher, stages / "reasoning")
+        tuned = rsft(recipe, reasoning, stages / "rsft", base, wording)
+        pairs = [mine(recipe, reasoning, TorchEngine(tuned), stages / "mined", policy=wording)]
+        pairs += _diversity(recipe, reasoning, stages, base, wording)
+        final = _prefer(recipe, pairs, tuned, stages)
+        _export(recipe, final, reasoning, out, wording, stages / "export.json")
+        results = [_examine(out, stages / "data" / "test.jsonl", mode) for mode in ("never", "always")]
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise DiskFull(
+            f"The disk of {stages} is full. Free some room and run the same command again; finished stages are kept."
+        ) from error
+    facts = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in _manifests(stages).items()}
+    write_card(out, facts, results, wording)
+    return out
+
+
+def _prepare(recipe: Recipe, data: str, test: str | None, columns: Mapping[str, str] | None, folder: Path) -> Path:
+    """Reads, checks and splits the rows into `rows.jsonl` and `test.jsonl`."""
+    if [source.file for source in recipe.data.sources] != ["rows.jsonl"]:
+        raise BadInput("This recipe names sources of its own. Take `custom`, or one with the single source rows.jsonl.")
+    rows = distinct(read_table(data, columns))
+    tests = distinct(read_table(test, columns)) if test is not None else None
+    made_by = {"rows": _fingerprint(rows), "test": _fingerprint(tests or []), "seed": recipe.seed}
+    if not is_done(folder / "data.json", made_by):
+        if tests is None:
+            rows, tests = split(rows, HELD_OUT, recipe.seed)
+        else:
+            check_classes(rows, "to learn from")
+            check_apart(rows, tests)
+        write_rows(folder / "rows.jsonl", rows)
+        write_rows(folder / "test.jsonl", tests)
+        mark_done(folder / "data.json", made_by, {"to learn from": len(rows), "held out": len(tests)})
+    return folder
+
+
+def _check_lengths(recipe: Recipe, folder: Path, base: str | None) -> None:
+    """Names the first row that is too long for the recipe, before anything is asked or trained."""
+    tokenizer = load_tokenizer(base or recipe.sft.base)
+    for row in (row for name in ("rows", "test") for row in read_rows(folder / f"{name}.jsonl", SeedRow)):
+        if len(plain_ids(tokenizer, row.prompt)) > recipe.data.max_request_tokens:
+            raise BadInput(
+                f"The request of row {row.id} is longer than {recipe.data.max_request_tokens} "
+                "tokens. Shorten or remove it, or raise data.max_request_tokens in a recipe of your own."
+            )
+
+
+def _fingerprint(rows: Sequence[SeedRow]) -> str:
+    return hashlib.sha256("\n".join(row.model_dump_json() for row in rows).encode()).hexdigest()
+
+
+def _diversity(recipe: Recipe, reasoning: Path, stages: Path, base: str | None, policy: str) -> list[Path]:
+    """Hard samples of models that were not shown one source each (the paper's ensemble).
+
+    Rows of a source are asked of the models that have seen it.
+    """
+    found: list[Path] = []
+    rows = list(read_rows(reasoning, ReasoningRow))
+    for source in recipe.mine.leave_out:
+        folder = stages / f"without-{source}"
+        kept = [row for row in rows if row.source != source]
+        if len(kept) in (0, len(rows)):
+            raise BadInput(f"mine.leave_out names {source!r}, which is no source beside others. Mend the recipe.")
+        write_rows(folder / "reasoning.jsonl", kept)
+        tuned = rsft(recipe, folder / "reasoning.jsonl", folder / "rsft", base, policy)
+        others = [other for other in recipe.mine.leave_out if other != source]
+        found.append(mine(recipe, reasoning, TorchEngine(tuned), folder / "mined", policy=policy, sources=others))
+    return found
+
+
+def _prefer(recipe: Recipe, pairs: Sequence[Path], tuned: Path, stages: Path) -> Path:
+    """HS-DPO, where there is a hard sample to learn from."""
+    if not any(path.stat().st_size for path in pairs):
+        logger.warning("The model answers every row always right or always wrong: there is no hard sample for HS-DPO.")
+        return tuned
+    return hsdpo(recipe, pairs, tuned, stages / "hsdpo")
+
+
+def _export(recipe: Recipe, final: Path, reasoning: Path, out: Path, policy: str, manifest: Path) -> None:
+    made_by = {"model": json.loads((final / "done.json").read_text(encoding="utf-8")), "policy": policy}
+    if is_done(manifest, made_by) and (out / MANIFEST).exists():
+        return
+    rows = list(read_rows(reasoning, ReasoningRow))[:200]
+    export(final, out, name=out.name, template_version=recipe.sft.template, policy=policy, rows=rows, decides="score")
+    mark_done(manifest, made_by, {"parity": open_model(out).manifest.parity})
+
+
+def _examine(out: Path, test: Path, reasoning: Reasoning) -> dict[str, Any]:
+    """Evaluates the guard on the held-out rows and writes `evaluation-MODE.json` into its directory."""
+    rows = [
+        BenchmarkRow(id=row.id, benchmark=f"held out, {name}", task=name, prompt=row.prompt, response=row.response,
+                     label=row.labels[task])
+        for name, task in ASKS.items() for row in read_rows(test, SeedRow) if task in row.labels
+    ]  # fmt: skip
+    model = open_model(out)
+    result = evaluate(Judge(OnnxEngine(model, "cpu"), model.manifest), rows, reasoning, Policy())
+    path = out / f"evaluation-{reasoning}.json"
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
+    return result
+
+
+def _manifests(stages: Path) -> dict[str, Path]:
+    where = {
+        "data": stages / "data" / "data.json", "synthesis": stages / "reasoning" / "synthesize.json",
+        "R-SFT": stages / "rsft" / "model" / "done.json", "hard samples": stages / "mined" / "mine.json",
+        "HS-DPO": stages / "hsdpo" / "model" / "done.json", "export": stages / "export.json",
+    }  # fmt: skip
+    return {name: path for name, path in where.items() if path.exists()}
