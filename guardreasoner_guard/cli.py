@@ -25,6 +25,10 @@ app.add_typer(train, name="train")
 Model = Annotated[str, typer.Option(help="bundled, a model directory, or a hub id.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 RECIPES = "bundled, custom, tiny, 1b, 3b, 8b, or a .toml file."
+TeacherName = Annotated[
+    str, typer.Option(help="annotation (none needed), openai:gpt-4o and the like, or what the server calls it.")
+]
+TeacherUrl = Annotated[str | None, typer.Option(help="An OpenAI-compatible server, as http://localhost:8000/v1.")]
 Reasoning = Annotated[str, typer.Option(help="adaptive, always or never.")]
 
 
@@ -132,14 +136,33 @@ def synthesize(
     data: Annotated[Path, typer.Option(help="Folder the recipe's files lie in.")],
     out: Annotated[Path, typer.Option(help="Folder for reasoning.jsonl and rejected.jsonl.")],
     recipe: Annotated[str, typer.Option(help=RECIPES)] = "bundled",
+    teacher: TeacherName = "annotation",
+    url: TeacherUrl = None,
+    decide: Annotated[
+        list[str] | None, typer.Option(help="A task the teacher labels where the seed does not; repeatable.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Rows asked about at once.")] = 8,
+    requests_per_minute: Annotated[float | None, typer.Option(min=0.01, help="Asked no faster than this.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.01, help="Seconds one answer may take.")] = 120.0,
+    price_in: Annotated[float, typer.Option(min=0.0, help="Price of a million tokens read.")] = 0.0,
+    price_out: Annotated[float, typer.Option(min=0.0, help="Price of a million tokens written.")] = 0.0,
 ) -> None:
-    """Draw the recipe's seeds and write reasoning for its share of them."""
+    """Draw the recipe's seeds and have a teacher write reasoning for its share of them."""
     from guardreasoner_guard.training.recipe import load_recipe
     from guardreasoner_guard.training.synthesize import synthesize as run
-    from guardreasoner_guard.training.teacher import AnnotationTeacher
 
     chosen = load_recipe(recipe)
-    typer.echo(run(chosen, data, AnnotationTeacher(chosen.seed), out))
+    unknown = set(decide or []) - {"request", "completion", "response"}
+    if unknown:
+        raise BadInput(f"--decide is {unknown.pop()!r}. Choose request, completion or response.")
+    settings = {
+        "decide": tuple(decide or ()), "concurrency": concurrency, "requests_per_minute": requests_per_minute,
+        "timeout": timeout,
+    }  # fmt: skip
+    path = run(chosen, data, _teacher(teacher, url, chosen.seed, **settings), out)
+    facts = json.loads((out / "synthesize.json").read_text(encoding="utf-8"))
+    _statistics(facts, (facts["prompt_tokens"] * price_in + facts["generated_tokens"] * price_out) / 1e6)
+    typer.echo(path)
 
 
 @train.command()
@@ -203,8 +226,8 @@ def train_all(
     policy: Annotated[Path | None, typer.Option(help="A text file: what is harmful here.")] = None,
     category: Annotated[list[str] | None, typer.Option(help="A kind of harm; repeatable.")] = None,
     recipe: Annotated[str, typer.Option(help=RECIPES)] = "custom",
-    teacher: Annotated[str, typer.Option(help="annotation, or a chat model; see `train synthesize`.")] = "annotation",
-    url: Annotated[str | None, typer.Option(help="An OpenAI-compatible server the teacher runs on.")] = None,
+    teacher: TeacherName = "annotation",
+    url: TeacherUrl = None,
 ) -> None:
     """Make a guard from your own labelled rows: every stage, an evaluation and a model card."""
     from guardreasoner_guard.training.recipe import load_recipe
@@ -214,19 +237,20 @@ def train_all(
     chosen = load_recipe(recipe)
     wording = _read(policy) if policy else ""
     made = run(
-        chosen, data, out, _teacher(teacher, url, chosen.seed, wording), base=base, test=test,
+        chosen, data, out, _teacher(teacher, url, chosen.seed, policy=wording), base=base, test=test,
         columns=_columns(column or []), policy=wording, categories=category or [],
     )  # fmt: skip
     typer.echo((made / "MODEL_CARD.md").read_text(encoding="utf-8"))
     typer.echo(f"GuardReasonerGuard({str(made)!r})")
 
 
-def _teacher(name: str, url: str | None, seed: int, policy: str = "") -> Teacher:
-    from guardreasoner_guard.training.teacher import AnnotationTeacher
+def _teacher(name: str, url: str | None, seed: int, **settings: Any) -> Teacher:
+    from guardreasoner_guard.training.annotation import AnnotationTeacher
+    from guardreasoner_guard.training.teacher import chat_teacher
 
-    if name == "annotation":
+    if name == "annotation" and url is None:
         return AnnotationTeacher(seed)
-    raise BadInput("todo")
+    return chat_teacher(name, url=url, **settings)
 
 
 def _read(path: Path) -> str:
@@ -332,3 +356,19 @@ def _table(result: dict[str, Any]) -> None:
     for title in ("averages", "averages of the written answers", "fitted on one half, scored on the other"):
         if title in result:
             console.print(f"{title}: " + ", ".join(f"{name} {value}" for name, value in result[title].items()))
+
+
+def _statistics(facts: dict[str, Any], cost: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{facts['rows']} rows, {facts['rejected']} rejected, {facts['asked']} asked about")
+    for column in ("source", "samples", "reasoned", "steps", "mean steps", "mean length"):
+        table.add_column(column, justify="left" if column == "source" else "right")
+    for source, told in facts["statistics"].items():
+        table.add_row(source, *(str(told[column.header]) for column in table.columns[1:]))
+    console = Console()
+    console.print(table)
+    if facts["prompt_tokens"]:
+        price = f", cost {cost:.2f}" if cost else ""
+        console.print(f"{facts['prompt_tokens']} tokens read, {facts['generated_tokens']} written{price}")

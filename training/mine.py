@@ -10,10 +10,9 @@ import json
 import logging
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
@@ -27,7 +26,7 @@ from guardreasoner_guard.template import Prompt, Template, template
 from guardreasoner_guard.verdict import Task
 
 from .recipe import Mine, Recipe, is_done, mark_done
-from .rows import ReasoningRow, read_rows, write_rows
+from .rows import ReasoningRow, read_journal, read_rows, write_rows
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +157,7 @@ def _sample(asks: Sequence[Ask], engine: Engine, settings: Mine, longest: int, j
     batches = [order[at : at + size] for at in range(0, len(order), size)]
     found: list[list[Written]] = [[] for _ in asks]
     done: set[int] = set()
-    for entry in _whole_lines(journal):
+    for entry in read_journal(journal):
         done.add(entry["batch"])
         for index, texts in zip(batches[entry["batch"]], entry["samples"], strict=True):
             found[index] = [Written(*text) for text in texts]
@@ -176,16 +175,6 @@ def _sample(asks: Sequence[Ask], engine: Engine, settings: Mine, longest: int, j
             file.write(json.dumps({"batch": number, "samples": texts}) + "\n")
             file.flush()
     return found
-
-
-def _whole_lines(journal: Path) -> Iterator[dict[str, Any]]:
-    """The journal's entries; a last line that a kill cut off is taken away."""
-    if not journal.exists():
-        return
-    whole, _, rest = journal.read_bytes().rpartition(b"\n")
-    if rest:
-        journal.write_bytes(whole + b"\n" if whole else b"")
-    yield from (json.loads(line) for line in whole.splitlines())
 
 
 def hard_pair(ask: Ask, samples: Sequence[Written], facts: Counter[str]) -> Pair | None:

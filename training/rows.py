@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -91,3 +91,13 @@ def write_rows(path: Path, rows: Iterable[BaseModel]) -> int:
             count += 1
     part.replace(path)
     return count
+
+
+def read_journal(path: Path) -> Iterator[dict[str, Any]]:
+    """Entries of a file that a stage appends to as it goes; a last line that a kill cut off is taken away."""
+    if not path.exists():
+        return
+    whole, _, rest = path.read_bytes().rpartition(b"\n")
+    if rest:
+        path.write_bytes(whole + b"\n" if whole else b"")
+    yield from (json.loads(line) for line in whole.splitlines())

@@ -5,31 +5,41 @@ A row whose teacher's answer cannot be read or disagrees with the row's label is
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
-from collections.abc import Iterable
+import re
+from collections import deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import MofNCompleteColumn, Progress
 
 from guardreasoner_guard import answer
 from guardreasoner_guard.errors import UnreadableAnswer
 from guardreasoner_guard.verdict import TASKS, Task
 
 from .recipe import Recipe, is_done, mark_done
-from .rows import ReasoningRow, Rejected, SeedRow, write_rows
+from .rows import ReasoningRow, Rejected, SeedRow, read_journal, write_rows
 from .seeds import draw
-from .teacher import Teacher
+from .teacher import Teacher, TeacherError, Told
 
 MAX_STEPS = 10
 """Steps a task; the paper allows its teacher 1 to 10."""
 
 
+_ENDING = re.compile(r"\n(?:#+[ \t]*)?Answers:?[ \t]*(?:\n+(?:Request|Completion|Response):[ \t]*\S+[ \t]*)+\s*\Z")
 _FIELDS: dict[Task, str] = {"request": "prompt_harm", "completion": "completion", "response": "response_harm"}
 
 
 def synthesize(recipe: Recipe, data: Path, teacher: Teacher, out: Path) -> Path:
     """Draws the recipe's seeds and has the teacher reason about its share of them.
+
+    Every answer is kept in `answers.jsonl` the moment it comes: a run that was stopped, however, goes on there and
+    asks nothing twice, and ends with the same files as one that was not.
 
     Args:
         recipe: Which sources, how many rows of each, and which share is reasoned.
@@ -42,50 +52,124 @@ def synthesize(recipe: Recipe, data: Path, teacher: Teacher, out: Path) -> Path:
 
     Raises:
         BadInput: The folder holds the result of another recipe or teacher, or a source cannot be read.
+        TeacherError: A row could not be asked about; what was answered is kept.
     """
     path = out / "reasoning.jsonl"
-    made_by = {"recipe": recipe.model_dump(mode="json"), "teacher": type(teacher).__name__}
+    made_by = {"recipe": recipe.model_dump(mode="json"), "teacher": teacher.name}
     if is_done(out / "synthesize.json", made_by):
         return path
+    if not is_done(out / "begun.json", made_by):
+        out.mkdir(parents=True, exist_ok=True)
+        mark_done(out / "begun.json", made_by, {})
     drawn = list(draw(recipe, data))
+    answers = ask([row for row, wanted in drawn if wanted and not row.steps], teacher, out / "answers.jsonl")
     kept: list[ReasoningRow] = []
     rejected: list[Rejected] = []
-    for row, wanted in track(drawn, "synthesize", console=Console(stderr=True)):
+    for row, wanted in drawn:
         if not wanted:
             kept.append(row.model_copy(update={"steps": {}}))
         elif row.steps:
             kept.append(row)
         else:
-            result = reasoned(row, teacher)
+            result = reasoned(row, answers[key(row)].text, teacher.decide)
             (kept if isinstance(result, ReasoningRow) else rejected).append(result)  # type: ignore[arg-type]
     random.Random(recipe.seed).shuffle(kept)
     write_rows(out / "rejected.jsonl", rejected)
     write_rows(path, kept)
-    mark_done(out / "synthesize.json", made_by, {"rows": len(kept), "rejected": len(rejected)})
+    facts = {
+        "rows": len(kept), "rejected": len(rejected), "asked": len(answers),
+        "prompt_tokens": sum(told.prompt_tokens for told in answers.values()),
+        "generated_tokens": sum(told.generated_tokens for told in answers.values()),
+        "statistics": statistics(kept),
+    }  # fmt: skip
+    mark_done(out / "synthesize.json", made_by, facts)
     return path
 
 
-def reasoned(row: SeedRow, teacher: Teacher) -> ReasoningRow | Rejected:
-    """Has one row reasoned about and checks the answer against its labels."""
-    text = teacher.reason(row)
-    decided = [task for task in teacher.decide if task not in row.labels and (task == "request" or row.response)]
+def key(row: SeedRow) -> str:
+    """What tells one question to a teacher from another: the row's place, texts and labels."""
+    told = json.dumps([row.source, row.id, row.prompt, row.response, row.labels], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:32]
+
+
+def ask(rows: Sequence[SeedRow], teacher: Teacher, journal: Path) -> dict[str, Told]:
+    """Asks about rows, several at once; what the journal holds is not asked again.
+
+    Returns:
+        Answers by `key`, in the order of the rows.
+
+    Raises:
+        TeacherError: A row could not be asked about; the answers that were under way are waited for and kept.
+    """
+    found = {entry.pop("key"): Told(**entry) for entry in read_journal(journal)}
+    missing = deque(row for row in rows if key(row) not in found)
+    failure: TeacherError | None = None
+    with (
+        journal.open("a", encoding="utf-8") as file,
+        Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as bar,
+        ThreadPoolExecutor(max(1, teacher.concurrency)) as pool,
+    ):
+        task = bar.add_task("synthesize", total=len(rows), completed=len(rows) - len(missing))
+        running: dict[Future[Told], SeedRow] = {}
+        while running or (missing and failure is None):
+            while missing and failure is None and len(running) < 2 * max(1, teacher.concurrency):
+                row = missing.popleft()
+                running[pool.submit(teacher.reason, row)] = row
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                row = running.pop(future)
+                try:
+                    told = future.result()
+                except TeacherError as error:
+                    failure = failure or error
+                    continue
+                found[key(row)] = told
+                file.write(json.dumps({"key": key(row), **asdict(told)}) + "\n")
+                file.flush()
+                bar.advance(task)
+    if failure is not None:
+        answered = sum(key(row) in found for row in rows)
+        raise TeacherError(
+            f"{failure} {answered} of {len(rows)} rows are answered and kept; run the same command again to go on."
+        ) from failure
+    return {key(row): found[key(row)] for row in rows}
+
+
+def reasoned(row: SeedRow, text: str, decide: Sequence[Task] = ()) -> ReasoningRow | Rejected:
+    """Checks a teacher's answer against the row's labels.
+
+    Args:
+        row: The seed.
+        text: The answer.
+        decide: Tasks the teacher decided itself where the seed has no label.
+    """
+    decided = [task for task in decide if task not in row.labels and (task == "request" or row.response)]
     asked = [task for task in TASKS if task in row.labels or task in decided]
     try:
         given = answer.read(text, asked)
     except UnreadableAnswer as error:
         return Rejected(id=row.id, reason=str(error), answer=text)
-    steps: dict[Task, list[str]] = {
-        task: [step.text for step in given.steps if step.task == TASKS.index(task) + 1] for task in asked
-    }
-    for task in asked:
-        if given.labels[task] != row.labels.get(task, given.labels[task]):
-            reason = f"The teacher says {given.labels[task]} for {task}, the seed says {row.labels[task]}."
-            return Rejected(id=row.id, reason=reason, answer=text)
-        if not 1 <= len(steps[task]) <= MAX_STEPS:
-            reason = f"{len(steps[task])} steps for {task}; 1 to {MAX_STEPS} are asked for."
-            return Rejected(id=row.id, reason=reason, answer=text)
+    steps: dict[Task, list[str]] = {task: [] for task in TASKS}
+    for step in given.steps:
+        steps[TASKS[min(step.task, len(TASKS)) - 1]].append(step.text)
+    fault = _fault(row, dict(given.labels), steps, asked)
+    if fault is None and not _ENDING.search(text):
+        fault = "The answer does not end with its labels."
+    if fault is not None:
+        return Rejected(id=row.id, reason=fault, answer=text)
     labels = {_FIELDS[task]: label for task, label in given.labels.items()}
-    return ReasoningRow(**{**row.model_dump(exclude={"steps"}), **labels}, steps=steps)
+    return ReasoningRow(**{**row.model_dump(exclude={"steps"}), **labels}, steps={task: steps[task] for task in asked})
+
+
+def _fault(row: SeedRow, labels: dict[Task, str], steps: dict[Task, list[str]], asked: Sequence[Task]) -> str | None:
+    for task in TASKS:
+        if task not in asked:
+            if steps[task]:
+                return f"There are steps for {task}, which was not asked about."
+        elif labels[task] != row.labels.get(task, labels[task]):
+            return f"The teacher says {labels[task]} for {task}, the seed says {row.labels[task]}."
+        elif not 1 <= len(steps[task]) <= MAX_STEPS:
+            return f"{len(steps[task])} steps for {task}; 1 to {MAX_STEPS} are asked for."
+    return None
 
 
 def statistics(rows: Iterable[ReasoningRow]) -> dict[str, dict[str, float]]:

@@ -1,16 +1,16 @@
 """Teachers: a labelled row in, a reasoned answer out.
 
-`ChatTeacher` asks a large language model, as the paper does. `AnnotationTeacher` needs none: it writes
-short, faithful reasoning from what the row itself holds.
+`ChatTeacher` asks a large language model, as the paper does; `annotation.AnnotationTeacher` needs none.
 """
 
 from __future__ import annotations
 
-import random
-import re
-from typing import TYPE_CHECKING, Protocol
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
-from guardreasoner_guard import answer
+from guardreasoner_guard.errors import GuardError, MissingExtra
 from guardreasoner_guard.template import neutralise
 from guardreasoner_guard.verdict import LABELS, Task
 
@@ -18,23 +18,48 @@ from .rows import SeedRow
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
+    from tenacity import RetryCallState
+
+_TRANSIENT = {408, 409, 425, 429}
+_LONGEST_WAIT = 60.0
+
+
+class TeacherError(GuardError):
+    """A teacher could not be asked, or does not answer."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a teacher wrote, and the tokens it read and wrote for it."""
+
+    text: str
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
 
 
 class Teacher(Protocol):
-    """Anything that can reason about a labelled row."""
+    """Anything that can reason about a labelled row. Asked from several threads."""
 
+    name: str
+    """What the result is said to be made by."""
+    concurrency: int
+    """Rows it is asked about at once."""
     decide: tuple[Task, ...]
     """Tasks the teacher labels itself where the seed has no label."""
 
-    def reason(self, row: SeedRow) -> str:
-        """Writes an answer (`# Task n`, steps, `Answers:`) that leads to the row's labels."""
+    def reason(self, row: SeedRow) -> Told:
+        """Writes an answer (`# Task n`, steps, `Answers:`) that leads to the row's labels.
+
+        Raises:
+            TeacherError: It could not be asked.
+        """
         ...
 
 
 _INSTRUCTION = """\
 You teach a safety classifier to reason. You are given an exchange between a human user and an AI assistant \
 and its correct labels. Work out, step by step, why these labels are right.
-
+{policy}
 Tasks:
 1. Is the human user's request harmful or unharmful?
 2. Is the AI assistant's response a refusal or a compliance?
@@ -47,7 +72,7 @@ Rules:
 - Leave out the tasks for which no label is asked for.
 - A label given as "decide" is yours to decide.
 
-Write exactly this form, with the labels at the end:
+Write exactly this form, with the labels at the end and nothing after them:
 # Task 1
 ## Reasoning Step 1
 ...
@@ -68,150 +93,149 @@ Labels:
 class ChatTeacher:
     """Asks any LangChain chat model (paper, section 3.1; there GPT-4o).
 
+    Errors that pass (timeouts, lost connections, 408, 409, 425, 429, 5xx) are tried again, later each time or when
+    the server says; others end the run at once.
+
     Args:
-        model: The chat model.
+        model: The chat model. Its own retries are better switched off.
         decide: Tasks the model decides itself where the seed has no label (the paper's rule for BeaverTails).
+        policy: What is harmful here, in natural language.
+        concurrency: Rows it is asked about at once.
+        attempts: Times one row is asked about before the run stops.
+        wait: Longest first wait between two attempts, in seconds; it doubles.
     """
 
-    def __init__(self, model: BaseChatModel, decide: tuple[Task, ...] = ()) -> None:
+    def __init__(
+        self,
+        model: BaseChatModel,
+        decide: tuple[Task, ...] = (),
+        *,
+        policy: str = "",
+        concurrency: int = 8,
+        attempts: int = 6,
+        wait: float = 1.0,
+    ) -> None:
         self.model = model
         self.decide = decide
+        self.policy = policy
+        self.concurrency = concurrency
+        self.attempts = attempts
+        self.wait = wait
+        self.name = str(getattr(model, "model_name", None) or getattr(model, "model", None) or type(model).__name__)
 
-    def reason(self, row: SeedRow) -> str:
-        """Asks the model once; errors of the model's client pass through."""
+    def reason(self, row: SeedRow) -> Told:
+        """Asks until there is an answer; see `Teacher.reason`."""
+        import tenacity
+
+        trying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_passes),
+            wait=_Backoff(self.wait),
+            stop=tenacity.stop_after_attempt(self.attempts),
+            reraise=True,
+        )
+        try:
+            reply = trying(self.model.invoke, self._question(row))
+        except Exception as error:  # every provider's client has errors of its own
+            said = f"{type(error).__name__}{f' {_status(error)}' if _status(error) else ''}"
+            if _passes(error):
+                raise TeacherError(f"{self.name} gave no answer in {self.attempts} attempts ({said}).") from error
+            raise TeacherError(f"{self.name} refuses to be asked ({said}). Check its name, URL and key.") from error
+        usage: Mapping[str, Any] = getattr(reply, "usage_metadata", None) or {}
+        text = reply.text if isinstance(reply.text, str) else reply.text()
+        return Told(str(text), int(usage.get("input_tokens", 0)), int(usage.get("output_tokens", 0)))
+
+    def _question(self, row: SeedRow) -> str:
         given: dict[Task, str] = {
             **{task: "decide" for task in self.decide if task == "request" or row.response},
             **row.labels,
         }
         asked = {task: given[task] for task in LABELS if task in given}
-        text = _INSTRUCTION.format(
+        return _INSTRUCTION.format(
+            policy=f"\nThe labels follow this policy:\n{self.policy}\n" if self.policy else "",
             ending="\n".join(f"{t.capitalize()}: {' or '.join(LABELS[t])}" for t in asked),
             prompt=neutralise(row.prompt),
             response=neutralise(row.response) if row.response is not None else "None",
             labels="\n".join(f"{t.capitalize()}: {label}" for t, label in asked.items()),
         )
-        reply = self.model.invoke(text)
-        return reply.text if isinstance(reply.text, str) else reply.text()
 
 
-_HARM = {
-    "violence": "kill|murder|attack|hurt|shoot|stab|beat|torture|poison|assault|massacre|violen\\w+|fight",
-    "weapons or explosives": "bombs?|explosives?|guns?|weapons?|grenades?|ammunition|firearms?|molotov",
-    "hacking": "hack\\w*|malware|virus|ransomware|keylogger|exploit\\w*|phishing|ddos|backdoors?|passwords?",
-    "fraud": "scams?|fraud\\w*|fake|forge\\w*|counterfeit\\w*|launder\\w*|bribe\\w*|embezzl\\w+|insider|evade",
-    "theft": "steal\\w*|rob\\w*|shoplift\\w*|burglar\\w*|pirat\\w+|smuggl\\w+|break into",
-    "drugs": "meth\\w*|cocaine|heroin|drugs?|fentanyl|overdose|lsd|narcotics",
-    "hate": "racist|sexist|hate|slurs?|inferior|stereotyp\\w+|nazi\\w*|genocide|immigrants|disgusting",
-    "sexual harm": "sex\\w*|porn\\w*|rape\\w*|nudes?|molest\\w*|underage|minors|explicit",
-    "self-harm": "suicid\\w+|self-harm|kill myself|starve|anorexi\\w+|cutting",
-    "harassment": "bully\\w*|harass\\w*|stalk\\w*|threaten\\w*|blackmail\\w*|humiliat\\w+|defam\\w+|insult\\w*",
-    "a breach of privacy": "private|address|dox\\w*|spy\\w*|track\\w*|personal information|social security",
-    "false information": "misinformation|conspiracy|propaganda|fake news|hoax\\w*|disinformation|rumors?",
-}
-_WRAPPER = re.compile(
-    r"\b(?:pretend|role-?play|you are now|act as|ignore (?:all|the|previous)|DAN|jailbreak\w*|hypothetical\w*"
-    r"|imagine (?:you|that)|in a (?:world|story|novel)|fictional|no (?:restrictions|rules|limits)|stay in character)\b",
-    re.IGNORECASE,
-)
-_REFUSES = re.compile(
-    r"(?:I(?:'m| am) sorry[^.!?\n]{0,40}|I (?:cannot|can't|can not|won't|will not|am unable to)[^.!?\n,]{0,40}"
-    r"|As an AI[^.!?\n,]{0,40}|I'm not able to[^.!?\n,]{0,40})",
-)
+def chat_teacher(
+    model: str,
+    *,
+    url: str | None = None,
+    decide: tuple[Task, ...] = (),
+    policy: str = "",
+    concurrency: int = 8,
+    requests_per_minute: float | None = None,
+    timeout: float = 120.0,
+) -> ChatTeacher:
+    """A teacher by its name.
 
+    Args:
+        model: What `init_chat_model` takes, as `openai:gpt-4o`; with a URL, what the server calls its model.
+        url: Base URL of an OpenAI-compatible server, as `http://localhost:8000/v1` (vLLM and friends). The key is
+            taken from OPENAI_API_KEY.
+        decide: See `ChatTeacher`.
+        policy: See `ChatTeacher`.
+        concurrency: See `ChatTeacher`.
+        requests_per_minute: Asked no faster than this.
+        timeout: Seconds one answer may take.
 
-class AnnotationTeacher:
-    """Writes reasoning without a language model, from the row's own words and labels.
-
-    Each answer quotes the words that carry the intent, names a kind of harm or says that the reading is
-    innocent, and notes a jailbreak frame. Wording varies; the same seed and row give the same answer.
+    Raises:
+        MissingExtra: The package of that model's provider is not installed.
+        TeacherError: There is no such model.
     """
+    from langchain_core.rate_limiters import InMemoryRateLimiter
 
-    decide: tuple[Task, ...] = ()
+    limiter = InMemoryRateLimiter(requests_per_second=requests_per_minute / 60) if requests_per_minute else None
+    settings: dict[str, Any] = {"temperature": 0.0, "timeout": timeout, "max_retries": 0, "rate_limiter": limiter}
+    chat: BaseChatModel
+    try:
+        if url is not None:
+            from langchain_openai import ChatOpenAI
 
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
+            key = os.environ.get("OPENAI_API_KEY", "none")
+            chat = ChatOpenAI(model=model, base_url=url, api_key=key, **settings)  # type: ignore[arg-type]
+        else:
+            from langchain.chat_models import init_chat_model
 
-    def reason(self, row: SeedRow) -> str:
-        """Writes one answer for the labels the row has; every quoted span occurs in the row."""
-        say = random.Random(f"{self.seed}/{row.id}").choice
-        steps: dict[Task, list[str]] = {}
-        kind, quote = _carries_intent(row.prompt)
-        if "request" in row.labels:
-            steps["request"] = _about_request(row, kind, quote, say)
-        if row.response is not None and "completion" in row.labels:
-            steps["completion"] = [_about_completion(row, say)]
-        if row.response is not None and "response" in row.labels:
-            steps["response"] = [_about_response(row, kind, say)]
-        return answer.write({task: row.labels[task] for task in steps}, steps)
-
-
-class _Say(Protocol):
-    def __call__(self, seq: tuple[str, ...], /) -> str: ...
-
-
-def _words_around(text: str, start: int, end: int, before: int, after: int) -> str:
-    """A whole-word span of `text` around [start, end), within its line and without double quotes."""
-    left = re.search(rf"(?:[^\s\"]+[ ]){{0,{before}}}[^\s\"]*$", text[:start])
-    right = re.match(rf"[^\s\"]*(?:[ ][^\s\"]+){{0,{after}}}", text[end:])
-    span = text[left.start() if left else start : end + (right.end() if right else 0)]
-    return span.strip(" .,;:!?()[]{}'*`\u201c\u201d")
+            chat = init_chat_model(model, **settings)
+    except ImportError as error:
+        raise MissingExtra(error.name or "langchain", "teacher") from error
+    except Exception as error:  # keys that are missing, names that are unknown: each provider says it otherwise
+        raise TeacherError(f"{model} cannot be a teacher ({error}). Check its name and your key.") from error
+    teacher = ChatTeacher(chat, decide, policy=policy, concurrency=concurrency)
+    teacher.name = model
+    return teacher
 
 
-def _carries_intent(text: str) -> tuple[str | None, str]:
-    """The kind of harm a text speaks of, if a plain word says it, and the words to quote."""
-    for kind, words in _HARM.items():
-        found = re.search(rf"\b(?:{words})\b", text, re.IGNORECASE)
-        if found:
-            return kind, _words_around(text, found.start(), found.end(), 2, 3)
-    ask = re.search(r"\b(?:how|what|why|write|give|tell|explain|create|list|who|where)\b", text, re.IGNORECASE)
-    at = ask.start() if ask else 0
-    return None, _words_around(text, at, at, 0, 5)
+def _status(error: BaseException) -> int | None:
+    status = getattr(error, "status_code", None)
+    return status if isinstance(status, int) else None
 
 
-def _about_request(row: SeedRow, kind: str | None, quote: str, say: _Say) -> list[str]:
-    quoted = f'"{quote}"' if quote else "the words alone"
-    opening = say((f"The user writes {quoted}.", f"The request turns on {quoted}.", f"The point is {quoted}."))
-    frame = _WRAPPER.search(row.prompt)
-    if row.prompt_harm == "harmful":
-        name = kind or "harm to others"
-        reason = say(
-            (
-                f"That seeks help with {name}, so it is harmful.",
-                f"An answer would serve {name}, which makes the request harmful.",
-                f"This asks for content that feeds {name}, so it is harmful.",
-            )
-        )
-        if frame:
-            reason = f'The frame "{frame[0]}" only wraps it. {reason}'
-    else:
-        reason = say(
-            (
-                "That can be answered without hurting anyone, so it is unharmful.",
-                "The wish behind it is ordinary and safe, so it is unharmful.",
-                "Nothing in it asks for harm.",
-            )
-        )
-        if kind:
-            reason = f"The words touch on {kind}, but in an innocent sense. {reason}"
-        elif frame:
-            reason = f'The frame "{frame[0]}" carries no harmful aim. {reason}'
-    return [opening, reason]
+def _passes(error: BaseException) -> bool:
+    """Whether the same question may be answered later; what has no status is a timeout or a lost connection."""
+    status = _status(error)
+    if status is not None:
+        return status in _TRANSIENT or status >= 500
+    return isinstance(error, OSError) or any(
+        word in type(error).__name__ for word in ("Timeout", "Connect", "Protocol", "RateLimit", "Overloaded")
+    )
 
 
-def _about_completion(row: SeedRow, say: _Say) -> str:
-    text = row.response or ""
-    refusing = _REFUSES.search(text)
-    quote = refusing[0].strip() if refusing else _words_around(text, 0, 0, 0, 5)
-    quoted = f'"{quote}"' if quote and '"' not in quote else "the answer"
-    if row.completion == "refusal":
-        return say((f"The AI says {quoted} and declines.", f"With {quoted} the AI turns the request down."))
-    return say((f"The AI begins with {quoted} and answers.", f"It engages with the request: {quoted}."))
+class _Backoff:
+    """Waits as long as the server says, else a random time up to a bound that doubles."""
 
+    def __init__(self, first: float) -> None:
+        self.first = first
 
-def _about_response(row: SeedRow, kind: str | None, say: _Say) -> str:
-    if row.response_harm == "harmful":
-        name = kind or "something harmful"
-        return say((f"The answer gives real help with {name}.", f"What it says serves {name}, so it is harmful."))
-    if row.completion == "refusal":
-        return say(("Declining gives no harmful help.", "It holds nothing that could be misused."))
-    return say(("The answer holds nothing that could hurt anyone.", "What it says is safe to read and use."))
+    def __call__(self, state: RetryCallState) -> float:
+        import tenacity
+
+        error = state.outcome.exception() if state.outcome else None
+        headers: Mapping[str, str] = getattr(getattr(error, "response", None), "headers", {})
+        try:
+            return min(float(headers["retry-after"]), _LONGEST_WAIT)
+        except (KeyError, ValueError):  # none, or a date
+            return tenacity.wait_random_exponential(multiplier=self.first, max=_LONGEST_WAIT)(state)

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import torch
+from guardreasoner_guard.training.annotation import AnnotationTeacher
 from guardreasoner_guard.training.base import load_base
 from guardreasoner_guard.training.recipe import load_recipe
 from guardreasoner_guard.training.synthesize import synthesize
-from guardreasoner_guard.training.teacher import AnnotationTeacher
 
 RECIPE = """
 name = "distributed"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from guardreasoner_guard.training.annotation import AnnotationTeacher
 from guardreasoner_guard.training.base import load_base
 from guardreasoner_guard.training.encode import IGNORED, Encoder, TreeCollator, bos_token
 from guardreasoner_guard.training.fit import settings
@@ -16,7 +17,6 @@ from guardreasoner_guard.training.recipe import Data, load_recipe
 from guardreasoner_guard.training.rows import ReasoningRow
 from guardreasoner_guard.training.rsft import LengthBatches, TreeTrainer, rsft
 from guardreasoner_guard.training.synthesize import synthesize
-from guardreasoner_guard.training.teacher import AnnotationTeacher
 from tokenizers.processors import TemplateProcessing
 from trl import SFTConfig
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from guardreasoner_guard.training import school
+from guardreasoner_guard.training.annotation import AnnotationTeacher
 from guardreasoner_guard.training.fit import settings
 from guardreasoner_guard.training.recipe import load_recipe
 from guardreasoner_guard.training.school import DiskFull, train_all
-from guardreasoner_guard.training.teacher import AnnotationTeacher
 from trl import DPOConfig, SFTConfig
 
 from guardreasoner_guard import BadInput, GuardReasonerGuard

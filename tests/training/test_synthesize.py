@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from guardreasoner_guard.training.annotation import AnnotationTeacher
 from guardreasoner_guard.training.recipe import load_recipe
 from guardreasoner_guard.training.rows import ReasoningRow, Rejected, SeedRow, read_rows
 from guardreasoner_guard.training.synthesize import reasoned, statistics, synthesize
-from guardreasoner_guard.training.teacher import AnnotationTeacher, ChatTeacher
+from guardreasoner_guard.training.teacher import Told
 from hypothesis import given
 from hypothesis import strategies as st
-from langchain_core.language_models import FakeListChatModel
 
 from guardreasoner_guard.answer import read
 
@@ -32,8 +32,8 @@ def test_the_annotation_teacher_leads_to_the_label_and_quotes_what_stands_there(
     row = SeedRow(
         id="1", prompt=prompt, response=response, prompt_harm=label, completion="compliance", response_harm=label
     )
-    text = AnnotationTeacher(seed).reason(row)
-    assert text == AnnotationTeacher(seed).reason(row)
+    text = AnnotationTeacher(seed).reason(row).text
+    assert text == AnnotationTeacher(seed).reason(row).text
     answer = read(text)
     assert answer.labels == row.labels
     assert {step.task for step in answer.steps} == {1, 2, 3}
@@ -48,10 +48,6 @@ def test_wording_varies() -> None:
     assert len(said) > 4
 
 
-def answering(text: str) -> ChatTeacher:
-    return ChatTeacher(FakeListChatModel(responses=[text]))
-
-
 GOOD = (
     "# Task 1\n## Reasoning Step 1\nIt asks for harm.\n# Task 2\n## Reasoning Step 1\nIt declines.\n"
     "# Task 3\n## Reasoning Step 1\nNothing harmful.\n---\nAnswers:\nRequest: harmful\nCompletion: refusal\nResponse: unharmful"
@@ -59,7 +55,7 @@ GOOD = (
 
 
 def test_a_good_answer_of_a_chat_model_is_kept() -> None:
-    row = reasoned(SeedRow(id="1", prompt="p", response="r", **LABELS), answering(GOOD))
+    row = reasoned(SeedRow(id="1", prompt="p", response="r", **LABELS), GOOD)
     assert isinstance(row, ReasoningRow)
     assert row.steps == {
         "request": ["It asks for harm."],
@@ -75,34 +71,24 @@ def test_a_good_answer_of_a_chat_model_is_kept() -> None:
         (GOOD.replace("Response: unharmful", ""), "says nothing for response"),
         ("I'd rather not.", "no 'Answers:' block"),
         (GOOD.split("# Task 3")[0] + GOOD[GOOD.index("---") :], "0 steps for response"),
+        (GOOD + "\nI hope this helps.", "does not end with its labels"),
         (GOOD.replace("# Task 2", "## Reasoning Step 2\nx\n" * 12 + "# Task 2"), "13 steps for request"),
     ],
 )
 def test_a_bad_answer_is_kept_aside_with_the_reason(text: str, reason: str) -> None:
-    row = reasoned(SeedRow(id="1", prompt="p", response="r", **LABELS), answering(text))
+    row = reasoned(SeedRow(id="1", prompt="p", response="r", **LABELS), text)
     assert isinstance(row, Rejected)
     assert reason in row.reason and row.answer == text
 
 
-def test_the_teacher_is_told_the_labels_and_may_decide_missing_ones() -> None:
-    class Listening(FakeListChatModel):
-        def invoke(self, input: Any, *args: Any, **kwargs: Any) -> Any:
-            heard.append(input)
-            return super().invoke(input, *args, **kwargs)
-
-    heard: list[str] = []
-    row = SeedRow(id="1", prompt="AI assistant: trick", response="r", response_harm="harmful")
-    ChatTeacher(Listening(responses=["x"]), decide=("request", "completion")).reason(row)
-    assert heard[0].endswith("Labels:\nRequest: decide\nCompletion: decide\nResponse: harmful")
-    assert "\n> AI assistant: trick\n" in heard[0]
-
-
 def test_the_stage_writes_rows_and_rejected_once(rows: Path, tmp_path: Path) -> None:
     class Half:
+        name = "half"
+        concurrency = 2
         decide = ()
 
-        def reason(self, row: SeedRow) -> str:
-            return AnnotationTeacher().reason(row) if int(row.id) % 2 else "no"
+        def reason(self, row: SeedRow) -> Told:
+            return AnnotationTeacher().reason(row) if int(row.id) % 2 else Told("no")
 
     path = synthesize(load_recipe("tiny"), rows, Half(), tmp_path)
     kept = list(read_rows(path, ReasoningRow))
@@ -117,7 +103,7 @@ def test_the_stage_writes_rows_and_rejected_once(rows: Path, tmp_path: Path) -> 
 
 def test_labels_the_teacher_decides_are_kept() -> None:
     row = SeedRow(id="1", prompt="p", response="r", response_harm="unharmful")
-    kept = reasoned(row, ChatTeacher(FakeListChatModel(responses=[GOOD]), decide=("request", "completion")))
+    kept = reasoned(row, GOOD, ("request", "completion"))
     assert isinstance(kept, ReasoningRow)
     assert kept.labels == {"request": "harmful", "completion": "refusal", "response": "unharmful"}
     assert set(kept.steps) == {"request", "completion", "response"}
