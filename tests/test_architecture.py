@@ -18,7 +18,7 @@ LEVELS = {
     "onnx_engine": 2, "remote_engine": 2,
     "judge": 3,
     "guard": 4, "course": 5, "guarded": 6, "decorator": 5, "demo": 5, "doctor": 5,
-    "__init__": 7, "cli": 7, "__main__": 8,
+    "cli_train": 5, "__init__": 7, "cli": 7, "__main__": 8,
 }  # fmt: skip
 
 

@@ -1,0 +1,178 @@
+"""The `guardreasoner train` commands: one a stage, and one for all of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import BadInput
+
+if TYPE_CHECKING:
+    from guardreasoner_guard.training.teacher import Teacher
+
+train = typer.Typer(no_args_is_help=True, help="Make a guard model: each stage reads what the former wrote.")
+
+RECIPES = "bundled, custom, tiny, 1b, 3b, 8b, or a .toml file."
+TeacherName = Annotated[
+    str, typer.Option(help="annotation (none needed), openai:gpt-4o and the like, or what the server calls it.")
+]
+TeacherUrl = Annotated[str | None, typer.Option(help="An OpenAI-compatible server, as http://localhost:8000/v1.")]
+
+
+@train.command()
+def synthesize(
+    data: Annotated[Path, typer.Option(help="Folder the recipe's files lie in.")],
+    out: Annotated[Path, typer.Option(help="Folder for reasoning.jsonl and rejected.jsonl.")],
+    recipe: Annotated[str, typer.Option(help=RECIPES)] = "bundled",
+    teacher: TeacherName = "annotation",
+    url: TeacherUrl = None,
+    decide: Annotated[
+        list[str] | None, typer.Option(help="A task the teacher labels where the seed does not; repeatable.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Rows asked about at once.")] = 8,
+    requests_per_minute: Annotated[float | None, typer.Option(min=0.01, help="Asked no faster than this.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.01, help="Seconds one answer may take.")] = 120.0,
+    price_in: Annotated[float, typer.Option(min=0.0, help="Price of a million tokens read.")] = 0.0,
+    price_out: Annotated[float, typer.Option(min=0.0, help="Price of a million tokens written.")] = 0.0,
+) -> None:
+    """Draw the recipe's seeds and have a teacher write reasoning for its share of them."""
+    from guardreasoner_guard.training.recipe import load_recipe
+    from guardreasoner_guard.training.synthesize import synthesize as run
+
+    chosen = load_recipe(recipe)
+    unknown = set(decide or []) - {"request", "completion", "response"}
+    if unknown:
+        raise BadInput(f"--decide is {unknown.pop()!r}. Choose request, completion or response.")
+    settings = {
+        "decide": tuple(decide or ()), "concurrency": concurrency, "requests_per_minute": requests_per_minute,
+        "timeout": timeout,
+    }  # fmt: skip
+    path = run(chosen, data, _teacher(teacher, url, chosen.seed, **settings), out)
+    facts = json.loads((out / "synthesize.json").read_text(encoding="utf-8"))
+    _statistics(facts, (facts["prompt_tokens"] * price_in + facts["generated_tokens"] * price_out) / 1e6)
+    typer.echo(path)
+
+
+@train.command()
+def rsft(
+    rows: Annotated[Path, typer.Option(help="reasoning.jsonl.")],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished model.")],
+    recipe: Annotated[str, typer.Option(help=RECIPES)] = "bundled",
+    base: Annotated[str | None, typer.Option(help="Base model in place of the recipe's.")] = None,
+) -> None:
+    """Fine-tune the base model on reasoning rows; a run that was stopped goes on."""
+    from guardreasoner_guard.training.recipe import load_recipe
+    from guardreasoner_guard.training.rsft import rsft as run
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    typer.echo(run(load_recipe(recipe), rows, out, base))
+
+
+@train.command()
+def mine(
+    rows: Annotated[Path, typer.Option(help="reasoning.jsonl the model learned from.")],
+    model: Annotated[str, typer.Option(help="Its checkpoint, its model directory, or the URL of a server (vLLM).")],
+    out: Annotated[Path, typer.Option(help="Folder for samples.jsonl and pairs.jsonl.")],
+    recipe: Annotated[str, typer.Option(help=RECIPES)] = "bundled",
+    name: Annotated[str, typer.Option(help="What the server calls the model.")] = "",
+    source: Annotated[list[str] | None, typer.Option(help="Only rows of this source; repeatable.")] = None,
+    policy: Annotated[str, typer.Option(help="The policy the model was trained with.")] = "",
+) -> None:
+    """Sample answers to the training rows and keep the hard ones as weighted pairs."""
+    from guardreasoner_guard.training.mine import mine as run
+    from guardreasoner_guard.training.mine import open_engine
+    from guardreasoner_guard.training.recipe import load_recipe
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    typer.echo(run(load_recipe(recipe), rows, open_engine(model, name), out, policy=policy, sources=source))
+
+
+@train.command()
+def hsdpo(
+    pairs: Annotated[list[Path], typer.Option(help="pairs.jsonl; repeatable, the first kept of duplicates.")],
+    model: Annotated[Path, typer.Option(help="The R-SFT checkpoint.")],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished model.")],
+    recipe: Annotated[str, typer.Option(help=RECIPES)] = "bundled",
+) -> None:
+    """Train a fine-tuned model to prefer the right answers of hard samples."""
+    from guardreasoner_guard.training.hsdpo import hsdpo as run
+    from guardreasoner_guard.training.recipe import load_recipe
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    typer.echo(run(load_recipe(recipe), pairs, model, out))
+
+
+@train.command(name="all")
+def train_all(
+    data: Annotated[str, typer.Option(help="Labelled rows: .csv, .jsonl, .parquet, or a hub data set as id:split.")],
+    out: Annotated[Path, typer.Option(help="The model directory to make; the stages lie in OUT-stages.")],
+    base: Annotated[str | None, typer.Option(help="Hub id, folder, folder/file.gguf, or bundled.")] = None,
+    test: Annotated[str | None, typer.Option(help="Rows to test on; else a fifth is held out.")] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="FIELD=COLUMN; repeatable: prompt, response, prompt_harm, ...")
+    ] = None,
+    policy: Annotated[Path | None, typer.Option(help="A text file: what is harmful here.")] = None,
+    category: Annotated[list[str] | None, typer.Option(help="A kind of harm; repeatable.")] = None,
+    recipe: Annotated[str, typer.Option(help=RECIPES)] = "custom",
+    teacher: TeacherName = "annotation",
+    url: TeacherUrl = None,
+) -> None:
+    """Make a guard from your own labelled rows: every stage, an evaluation and a model card."""
+    from guardreasoner_guard.training.recipe import load_recipe
+    from guardreasoner_guard.training.school import train_all as run
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    chosen = load_recipe(recipe)
+    wording = _read(policy) if policy else ""
+    made = run(
+        chosen, data, out, _teacher(teacher, url, chosen.seed, policy=wording), base=base, test=test,
+        columns=_columns(column or []), policy=wording, categories=category or [],
+    )  # fmt: skip
+    typer.echo((made / "MODEL_CARD.md").read_text(encoding="utf-8"))
+    typer.echo(f"GuardReasonerGuard({str(made)!r})")
+
+
+def _teacher(name: str, url: str | None, seed: int, **settings: Any) -> Teacher:
+    from guardreasoner_guard.training.annotation import AnnotationTeacher
+    from guardreasoner_guard.training.teacher import chat_teacher
+
+    if name == "annotation" and url is None:
+        return AnnotationTeacher(seed)
+    return chat_teacher(name, url=url, **settings)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} cannot be read ({error}). Name a UTF-8 text file.") from error
+
+
+def _columns(pairs: list[str]) -> dict[str, str]:
+    columns = {}
+    for pair in pairs:
+        field, equals, column = pair.partition("=")
+        if not (field and equals and column):
+            raise BadInput(f"--column is {pair!r}. Write FIELD=COLUMN, as prompt=question.")
+        columns[field] = column
+    return columns
+
+
+def _statistics(facts: dict[str, Any], cost: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{facts['rows']} rows, {facts['rejected']} rejected, {facts['asked']} asked about")
+    for column in ("source", "samples", "reasoned", "steps", "mean steps", "mean length"):
+        table.add_column(column, justify="left" if column == "source" else "right")
+    for source, told in facts["statistics"].items():
+        table.add_row(source, *(str(told[column.header]) for column in table.columns[1:]))
+    console = Console()
+    console.print(table)
+    if facts["prompt_tokens"]:
+        price = f", cost {cost:.2f}" if cost else ""
+        console.print(f"{facts['prompt_tokens']} tokens read, {facts['generated_tokens']} written{price}")
