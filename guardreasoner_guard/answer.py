@@ -90,21 +90,25 @@ def read_steps(text: str) -> tuple[ReasoningStep, ...]:
     return tuple(steps)
 
 
-def write(labels: Mapping[Task, str], steps: Mapping[Task, Sequence[str]] | None = None) -> str:
+def write(
+    labels: Mapping[Task, str],
+    steps: Mapping[Task, Sequence[str]] | None = None,
+    *,
+    verdict_first: bool = False,
+) -> str:
     """Writes an answer for training.
 
     Args:
-        labels: The labels to end with; tasks that are absent are not mentioned.
+        labels: The labels; tasks that are absent are not mentioned.
         steps: Reasoning by task, each step one line of plain words; None or empty for a direct answer.
+        verdict_first: Whether the labels stand before the reasoning or after it.
     """
+    verdict = ["Answers:", *(f"{task.capitalize()}: {labels[task]}" for task in TASKS if task in labels)]
     lines: list[str] = []
     for index, task in enumerate(TASKS, 1):
         if steps and steps.get(task):
             lines.append(f"# Task {index}")
             for number, step in enumerate(steps[task], 1):
                 lines += [f"## Reasoning Step {number}", " ".join(step.split())]
-    if lines:
-        lines.append("---")
-    lines.append("Answers:")
-    lines += [f"{task.capitalize()}: {labels[task]}" for task in TASKS if task in labels]
-    return "\n".join(lines)
+    rule = ["---"] if lines else []
+    return "\n".join([*verdict, *rule, *lines] if verdict_first else [*lines, *rule, *verdict])

@@ -104,7 +104,8 @@ class Judge:
         wanted = set(tasks)
         judgements = [Judgement() for _ in exchanges]
         stages = [stage for i, exchange in enumerate(exchanges) for stage in self._stages(i, exchange, wanted)]
-        if not (reasoning == "always" and self.manifest.decides == "reasoning"):
+        reasons_judge = self.manifest.decides == "reasoning" and not self._template.verdict_first
+        if not (reasoning == "always" and reasons_judge):
             self._score(stages, judgements, cancel)
         chosen = [s for s in self._worst(stages, judgements) if self._reasons(s, judgements, reasoning, blocks)]
         self._explain(chosen, judgements, retell, cancel)
@@ -265,7 +266,8 @@ class Judge:
         """One answer a stage, written side by side."""
         if not stages:
             return []
-        prompts = [stage.prompt + self._prefix(stage) for stage in stages]
+        prefixes = [self._prefix(stage, judgements[stage.exchange]) for stage in stages]
+        prompts = [stage.prompt + prefix for stage, prefix in zip(stages, prefixes, strict=True)]
         written = self.engine.generate(
             prompts,
             max_tokens=self._template.longest_answer,
@@ -276,10 +278,16 @@ class Judge:
         )
         for stage, one in zip(stages, written, strict=True):
             judgements[stage.exchange].generated_tokens += one.tokens
-        return [self._prefix(stage) + one.text for stage, one in zip(stages, written, strict=True)]
+        return [prefix + one.text for prefix, one in zip(prefixes, written, strict=True)]
 
-    def _prefix(self, stage: _Stage) -> str:
-        """An answer begins with the first task of its group, whichever of them are wanted, as it was taught."""
+    def _prefix(self, stage: _Stage, judgement: Judgement) -> str:
+        """How the answer to a stage is made to begin.
+
+        Where verdicts come first, with those that the scores reached. Else with the first task of its group,
+        whichever of them are wanted, as it was taught.
+        """
+        if self._template.verdict_first:
+            return self._template.reasoning_prefix(stage.tasks, judgement.labels)
         group = next(group for group in self._template.stages if stage.tasks[0] in group)
         return self._template.reasoning_prefix(group)
 

@@ -80,6 +80,8 @@ class Template:
     """Whether a label is asked after the labels before it (the paper's form) or by itself."""
     longest_answer: int
     """Tokens after which a reasoned answer to one stage is taken for a runaway."""
+    verdict_first: bool = False
+    """Whether the labels stand before the reasons, which then explain them, or after, drawn from them (the paper's)."""
 
     def render(self, request: str, response: str | None = None, history: Sequence[tuple[str, str]] = ()) -> Prompt:
         """Puts one exchange into words.
@@ -112,9 +114,19 @@ class Template:
             lines += [f"{t.capitalize()}: {known[t]}" for t in TASKS[: TASKS.index(task)]]
         return "\n".join([*lines, f"{task.capitalize()}:"])
 
-    def reasoning_prefix(self, stage: tuple[Task, ...]) -> str:
-        """The forced beginning of a reasoned answer to the tasks of `stage`."""
-        return f"# Task {TASKS.index(stage[0]) + 1}\n## Reasoning Step 1\n"
+    def reasoning_prefix(self, stage: tuple[Task, ...], labels: Mapping[Task, str] | None = None) -> str:
+        """The forced beginning of a reasoned answer to the tasks of `stage`.
+
+        Args:
+            stage: The tasks.
+            labels: Where verdicts come first, those that are to be explained; None lets the model say its own.
+        """
+        reasons = f"# Task {TASKS.index(stage[0]) + 1}\n## Reasoning Step 1\n"
+        if not self.verdict_first:
+            return reasons
+        if labels is None:
+            return f"{self.answers}\n{stage[0].capitalize()}:"
+        return "\n".join([self.answers, *(f"{t.capitalize()}: {labels[t]}" for t in stage), "---", reasons])
 
 
 PAPER = Template(
@@ -147,14 +159,17 @@ SHORT = Template(
 )
 """The bundled model's own: 6 tokens instead of 111, one question at a time."""
 
-TEMPLATES = {template.version: template for template in (PAPER, SHORT)}
+EXPLAINED = replace(SHORT, version="short/2", verdict_first=True)
+"""The short one with the verdict before the reasons: what is written explains the verdict that counts."""
+
+TEMPLATES = {template.version: template for template in (PAPER, SHORT, EXPLAINED)}
 
 
 def template(version: str, policy: str = "") -> Template:
     """Finds a template by the version a model directory names.
 
     Args:
-        version: `guardreasoner/1` or `short/1`.
+        version: `guardreasoner/1`, `short/1` or `short/2`.
         policy: What a guard of one's own judges by, in natural language; it follows the instruction.
 
     Raises:

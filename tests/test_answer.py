@@ -25,10 +25,12 @@ def answers(draw: st.DrawFn) -> tuple[dict[Task, str], dict[Task, list[str]]]:
     return labels, {task: draw(st.lists(LINES, max_size=3)) for task in tasks}
 
 
-@given(answers())
-def test_what_is_written_can_be_read(answer: tuple[dict[Task, str], dict[Task, list[str]]]) -> None:
+@given(answers(), st.booleans())
+def test_what_is_written_can_be_read(
+    answer: tuple[dict[Task, str], dict[Task, list[str]]], verdict_first: bool
+) -> None:
     labels, steps = answer
-    found = read(write(labels, steps), list(labels))
+    found = read(write(labels, steps, verdict_first=verdict_first), list(labels))
     assert found.labels == labels
     for index, task in enumerate(TASKS, 1):
         told = [step.text for step in found.steps if step.task == index]

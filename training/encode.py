@@ -116,7 +116,11 @@ class Encoder:
         self, tree: Tree, seen: int, row: ReasoningRow, stage: tuple[Task, ...], asked: Sequence[Task]
     ) -> None:
         prefix = self.template.reasoning_prefix((asked[0],))
-        text = answer.write({t: row.labels[t] for t in asked}, {t: row.steps[t] for t in asked})
+        text = answer.write(
+            {t: row.labels[t] for t in asked},
+            {t: row.steps[t] for t in asked},
+            verdict_first=self.template.verdict_first,
+        )
         target = [*self.ids(text.removeprefix(prefix)), self.tokenizer.eos_token_id]
         tree.grow(seen, self.ids(prefix), target, len(target), 1.0)
 

@@ -146,7 +146,9 @@ def _asks(rows: Iterable[ReasoningRow], wording: Template, engine: Engine, recip
             tasks = tuple(task for task in stage if task in row.labels)
             if tasks:
                 prompt = wording.render(row.prompt, None if stage == ("request",) else response)
-                asks.append(Ask(row, tasks, prompt + wording.reasoning_prefix(stage)))
+                asks.append(
+                    Ask(row, tasks, prompt + wording.reasoning_prefix(tasks if wording.verdict_first else stage))
+                )
     return asks, too_long
 
 
@@ -190,7 +192,7 @@ def hard_pair(ask: Ask, samples: Sequence[Written], facts: Counter[str]) -> Pair
     told: list[dict[Task, str]] = []
     for sample in samples:
         try:
-            told.append(dict(answer.read(sample.text, ask.tasks).labels))
+            told.append(dict(answer.read(ask.prompt.parts[-1] + sample.text, ask.tasks).labels))
         except UnreadableAnswer:
             told.append({})
             facts["unreadable"] += 1

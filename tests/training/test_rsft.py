@@ -21,7 +21,7 @@ from tokenizers.processors import TemplateProcessing
 from trl import SFTConfig
 
 from guardreasoner_guard import BadInput
-from guardreasoner_guard.template import PAPER, SHORT, Template
+from guardreasoner_guard.template import EXPLAINED, PAPER, SHORT, Template
 
 ROW = ReasoningRow(
     id="1", prompt="Is he dumb?", response="Yes, he is.", prompt_harm="unharmful", completion="compliance",
@@ -192,6 +192,19 @@ def test_the_loss_is_the_weighted_cross_entropy_of_each_answer_by_itself(checkpo
                     if tree.labels[at] != IGNORED:
                         total -= tree.weights[at] * float(chances[seen + at - start - 1, tree.labels[at]])
     assert float(found) == pytest.approx(total / 2 / 64, rel=1e-4)
+
+
+def test_where_verdicts_come_first_the_branch_begins_with_them_and_teaches_them(checkpoint: Path) -> None:
+    tree = encoder(checkpoint, EXPLAINED).encode(ROW)
+    assert tree is not None
+    _, tokenizer = load_base(str(checkpoint), torch.float32)
+    texts = [tokenizer.decode(tree.input_ids[start:end]) for start, end, _ in tree.branches]
+    explained = [text for text in texts if "# Task" in text]
+    assert explained[0].startswith("Answers:\nRequest: unharmful\n---\n# Task 1\n## Reasoning Step 1\n")
+    assert explained[-1].startswith("Answers:\nCompletion: ")
+    start, _, _ = tree.branches[texts.index(explained[0])]
+    taught = next(at for at in range(start, len(tree.labels)) if tree.labels[at] != IGNORED)
+    assert tokenizer.decode([tree.input_ids[taught]]) == " un"
 
 
 def test_reasoning_that_quotes_what_was_cut_is_not_taught(checkpoint: Path) -> None:
