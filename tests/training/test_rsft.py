@@ -204,7 +204,7 @@ def test_where_verdicts_come_first_the_branch_begins_with_them_and_teaches_them(
     assert explained[-1].startswith("Answers:\nCompletion: ")
     start, _, _ = tree.branches[texts.index(explained[0])]
     taught = next(at for at in range(start, len(tree.labels)) if tree.labels[at] != IGNORED)
-    assert tokenizer.decode([tree.input_ids[taught]]) == " un"
+    assert tokenizer.decode([tree.input_ids[taught]]) == " unh"
 
 
 def test_reasoning_that_quotes_what_was_cut_is_not_taught(checkpoint: Path) -> None:
