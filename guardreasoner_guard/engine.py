@@ -75,6 +75,26 @@ class Engine(Protocol):
         ...
 
 
+def windows(text: str, offsets: Sequence[tuple[int, int]], size: int, overlap: int) -> list[str]:
+    """Cuts a text into windows of at most `size` tokens; every character is in at least one.
+
+    Args:
+        text: The text.
+        offsets: Where each of its tokens begins and ends, in characters.
+        size: Tokens a window.
+        overlap: Tokens two neighbours share.
+    """
+    if len(offsets) <= size:
+        return [text]
+    parts = []
+    for first in range(0, len(offsets) - overlap, size - overlap):
+        last = min(first + size, len(offsets))
+        begin = 0 if first == 0 else offsets[first][0]
+        end = len(text) if last == len(offsets) else offsets[last][0]
+        parts.append(text[begin:end])
+    return parts
+
+
 class ScriptedEngine:
     """An engine without a model, for tests of code that holds a guard.
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .engine import Question, Scored, Written
+from .engine import Question, Scored, Written, windows
 from .errors import BadModelDir, DeviceUnavailable, EngineError, MissingExtra
 from .model_dir import Device, ModelDir
 from .template import Prompt
@@ -112,15 +112,7 @@ class OnnxEngine:
     def split(self, text: str, size: int, overlap: int) -> list[str]:
         """Windows over the text's tokens; every character is in at least one."""
         offsets = self._tokenizer.encode(_encodable(text), add_special_tokens=False).offsets
-        if len(offsets) <= size:
-            return [text]
-        windows = []
-        for first in range(0, len(offsets) - overlap, size - overlap):
-            last = min(first + size, len(offsets))
-            begin = 0 if first == 0 else offsets[first][0]
-            end = len(text) if last == len(offsets) else offsets[last][0]
-            windows.append(text[begin:end])
-        return windows
+        return windows(text, offsets, size, overlap)
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(_encodable(text), add_special_tokens=False).ids)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from guardreasoner_guard.engine import Question, Scored, Written
+from guardreasoner_guard.engine import Question, Scored, Written, windows
 from guardreasoner_guard.errors import EngineError
 from guardreasoner_guard.template import Prompt
 
@@ -87,14 +87,7 @@ class TorchEngine:
         """Windows over the text's tokens; every character is in at least one."""
         readable = text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates, which no tokeniser takes
         offsets = self._tokenizer(readable, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
-        if len(offsets) <= size:
-            return [text]
-        windows = []
-        for first in range(0, len(offsets) - overlap, size - overlap):
-            last = min(first + size, len(offsets))
-            begin = 0 if first == 0 else offsets[first][0]
-            windows.append(text[begin : len(text) if last == len(offsets) else offsets[last][0]])
-        return windows
+        return windows(text, offsets, size, overlap)
 
     @contextmanager
     def _running(self, cancel: threading.Event | None) -> Iterator[None]:
