@@ -69,9 +69,7 @@ class RemoteEngine:
         try:
             import httpx
         except ImportError:
-            missing = MissingExtra("httpx", "cpu")
-            missing.msg = "httpx is not installed. Install it with: pip install httpx"
-            raise missing from None
+            raise MissingExtra("httpx", "remote") from None
         try:
             server = httpx.URL(url)
         except httpx.InvalidURL:

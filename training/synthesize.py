@@ -9,7 +9,7 @@ import hashlib
 import json
 import random
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
@@ -55,7 +55,10 @@ def synthesize(recipe: Recipe, data: Path, teacher: Teacher, out: Path) -> Path:
         TeacherError: A row could not be asked about; what was answered is kept.
     """
     path = out / "reasoning.jsonl"
-    made_by = {"recipe": recipe.model_dump(mode="json"), "teacher": teacher.name}
+    made_by = {
+        "recipe": recipe.model_dump(mode="json"), "teacher": teacher.name, "decide": list(teacher.decide),
+        "policy": getattr(teacher, "policy", ""),  # a teacher that is told none need not have one
+    }  # fmt: skip
     if is_done(out / "synthesize.json", made_by):
         return path
     if not is_done(out / "begun.json", made_by):
@@ -78,6 +81,7 @@ def synthesize(recipe: Recipe, data: Path, teacher: Teacher, out: Path) -> Path:
     write_rows(path, kept)
     facts = {
         "rows": len(kept), "rejected": len(rejected), "asked": len(answers),
+        "reasons": dict(Counter(row.reason for row in rejected).most_common()),
         "prompt_tokens": sum(told.prompt_tokens for told in answers.values()),
         "generated_tokens": sum(told.generated_tokens for told in answers.values()),
         "statistics": statistics(kept),
@@ -112,7 +116,8 @@ def ask(rows: Sequence[SeedRow], teacher: Teacher, journal: Path) -> dict[str, T
         task = bar.add_task("synthesize", total=len(rows), completed=len(rows) - len(missing))
         running: dict[Future[Told], SeedRow] = {}
         while running or (missing and failure is None):
-            while missing and failure is None and len(running) < 2 * max(1, teacher.concurrency):
+            # none waits in the pool: it would still be asked after a failure or Ctrl-C
+            while missing and failure is None and len(running) < max(1, teacher.concurrency):
                 row = missing.popleft()
                 running[pool.submit(teacher.reason, row)] = row
             for future in wait(running, return_when=FIRST_COMPLETED).done:

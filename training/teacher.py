@@ -93,8 +93,8 @@ Labels:
 class ChatTeacher:
     """Asks any LangChain chat model (paper, section 3.1; there GPT-4o).
 
-    Errors that pass (timeouts, lost connections, 408, 409, 425, 429, 5xx) are tried again, later each time or when
-    the server says; others end the run at once.
+    Errors that pass (timeouts, lost connections, answers of no form, 408, 409, 425, 429, 5xx) are tried again, later
+    each time or when the server says; others end the run at once.
 
     Args:
         model: The chat model. Its own retries are better switched off.
@@ -194,7 +194,7 @@ def chat_teacher(
         if url is not None:
             from langchain_openai import ChatOpenAI
 
-            key = os.environ.get("OPENAI_API_KEY", "none")
+            key = os.environ.get("OPENAI_API_KEY") or "none"
             chat = ChatOpenAI(model=model, base_url=url, api_key=key, **settings)  # type: ignore[arg-type]
         else:
             from langchain.chat_models import init_chat_model
@@ -215,13 +215,15 @@ def _status(error: BaseException) -> int | None:
 
 
 def _passes(error: BaseException) -> bool:
-    """Whether the same question may be answered later; what has no status is a timeout or a lost connection."""
+    """Whether the same question may be answered later.
+
+    What has no status is a timeout, a lost connection, or a reply that is no chat completion: clients raise anything
+    for an overloaded gateway's web page or an error told with status 200.
+    """
+    if not isinstance(error, Exception):  # tenacity catches KeyboardInterrupt too
+        return False
     status = _status(error)
-    if status is not None:
-        return status in _TRANSIENT or status >= 500
-    return isinstance(error, OSError) or any(
-        word in type(error).__name__ for word in ("Timeout", "Connect", "Protocol", "RateLimit", "Overloaded")
-    )
+    return status is None or status in _TRANSIENT or status >= 500
 
 
 class _Backoff:
