@@ -61,6 +61,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(500, {"error": {"message": "sorry"}})
         if first and fault == 1:
             return self.reply(429, {"error": {"message": "slow down"}}, {"retry-after": "0"})
+        if first and fault == 4:
+            return self.reply(200, "<html>The gateway is busy.</html>")
         if first and fault in (2, 3):
             time.sleep(STALL if fault == 3 else 0)
             self.close_connection = True
@@ -80,7 +82,7 @@ class Handler(BaseHTTPRequestHandler):
             },
         )  # fmt: skip
 
-    def reply(self, status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> None:
+    def reply(self, status: int, body: dict[str, Any] | str, headers: dict[str, str] | None = None) -> None:
         """Sends JSON."""
         data = json.dumps(body).encode()
         self.send_response(status)

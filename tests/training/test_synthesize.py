@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from guardreasoner_guard.training.annotation import AnnotationTeacher
 from guardreasoner_guard.training.recipe import load_recipe
-from guardreasoner_guard.training.rows import ReasoningRow, Rejected, SeedRow, read_rows
+from guardreasoner_guard.training.rows import ReasoningRow, Rejected, SeedRow, read_rows, write_rows
 from guardreasoner_guard.training.synthesize import reasoned, statistics, synthesize
-from guardreasoner_guard.training.teacher import Told
+from guardreasoner_guard.training.teacher import ChatTeacher, Told
 from hypothesis import given
 from hypothesis import strategies as st
 
 from guardreasoner_guard.answer import read
+from guardreasoner_guard.errors import BadInput
 
 LABELS: dict[str, Any] = {"prompt_harm": "harmful", "completion": "refusal", "response_harm": "unharmful"}
 TEXTS = st.lists(
@@ -95,6 +97,8 @@ def test_the_stage_writes_rows_and_rejected_once(rows: Path, tmp_path: Path) -> 
     rejected = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
     assert {row.id for row in kept} == {"1", "3", "5", "7"}
     assert {row["id"] for row in rejected} == {"2", "4", "6", "8"}
+    facts = json.loads((tmp_path / "synthesize.json").read_text())
+    assert list(facts["reasons"].values()) == [4] and "no 'Answers:' block" in next(iter(facts["reasons"]))
     assert next(row for row in kept if row.id == "1").steps == {"request": ['Baking "bread" is fine.']}
     before = path.stat().st_mtime_ns
     assert synthesize(load_recipe("tiny"), rows, Half(), tmp_path).stat().st_mtime_ns == before
@@ -107,3 +111,96 @@ def test_labels_the_teacher_decides_are_kept() -> None:
     assert isinstance(kept, ReasoningRow)
     assert kept.labels == {"request": "harmful", "completion": "refusal", "response": "unharmful"}
     assert set(kept.steps) == {"request", "completion", "response"}
+
+
+class Deciding:
+    """Says the same of every row, labels the seed lacks included."""
+
+    name = "deciding"
+    concurrency = 1
+    decide: tuple[str, ...] = ("request", "completion")
+    policy = ""
+
+    def reason(self, _row: SeedRow) -> Told:
+        return Told(GOOD)
+
+
+@pytest.fixture
+def beavertails(tmp_path: Path) -> Path:
+    """A folder with a row that labels the response alone."""
+    row = SeedRow(id="1", source="beavertails", prompt="p", response="r", response_harm="unharmful")
+    write_rows(tmp_path / "data" / "rows.jsonl", [row])
+    return tmp_path / "data"
+
+
+def test_a_row_that_labels_the_response_alone_is_taught_all_three_labels(beavertails: Path, tmp_path: Path) -> None:
+    [kept] = read_rows(synthesize(load_recipe("tiny"), beavertails, Deciding(), tmp_path / "out"), ReasoningRow)
+    assert kept.labels == {"request": "harmful", "completion": "refusal", "response": "unharmful"}
+
+
+@pytest.mark.parametrize("other", [{"decide": ("request",)}, {"policy": "No gossip."}, {"name": "another"}])
+def test_what_a_teacher_was_asked_otherwise_does_not_pass_for_what_is_asked_now(
+    beavertails: Path, tmp_path: Path, other: dict[str, Any]
+) -> None:
+    synthesize(load_recipe("tiny"), beavertails, Deciding(), tmp_path / "out")
+    teacher = Deciding()
+    vars(teacher).update(other)
+    with pytest.raises(BadInput, match="another recipe, base or teacher"):
+        synthesize(load_recipe("tiny"), beavertails, teacher, tmp_path / "out")
+
+
+def test_nothing_more_is_asked_after_an_interrupt_and_what_was_answered_is_not_asked_again(
+    rows: Path, tmp_path: Path
+) -> None:
+    class Interrupted(AnnotationTeacher):
+        asked: list[str] = []
+
+        def reason(self, row: SeedRow) -> Told:
+            self.asked.append(row.id)
+            if len(self.asked) == 3:
+                raise KeyboardInterrupt
+            return super().reason(row)
+
+    with pytest.raises(KeyboardInterrupt):
+        synthesize(load_recipe("tiny"), rows, Interrupted(), tmp_path)
+    assert len(Interrupted.asked) == 3
+    synthesize(load_recipe("tiny"), rows, Interrupted(), tmp_path)
+    assert len(Interrupted.asked) == 8, "seven rows bring no reasoning; one of them was interrupted"
+
+
+class Flawed:
+    """A chat model that raises what it is given, one after another, and then answers."""
+
+    model_name = "flawed"
+
+    def __init__(self, *errors: BaseException) -> None:
+        self.errors = list(errors)
+
+    def invoke(self, _question: str) -> Any:
+        if self.errors:
+            raise self.errors.pop(0)
+        return SimpleNamespace(text="x", usage_metadata={"input_tokens": 5, "output_tokens": 2})
+
+
+SEED = SeedRow(id="1", prompt="p", prompt_harm="harmful")
+
+
+def test_a_reply_that_is_no_chat_completion_is_tried_again() -> None:
+    model = Flawed(ValueError("a web page"), TypeError("null choices"), json.JSONDecodeError("cut off", "{", 1))
+    assert ChatTeacher(model, wait=0.001).reason(SEED) == Told("x", 5, 2)
+
+
+def test_a_server_that_says_when_to_come_back_is_asked_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Busy(Exception):
+        status_code = 429
+        response = SimpleNamespace(headers={"retry-after": "7"})
+
+    waits: list[float] = []
+    monkeypatch.setattr("tenacity.nap.time.sleep", waits.append)
+    ChatTeacher(Flawed(Busy(), Busy())).reason(SEED)
+    assert waits == [7.0, 7.0]
+
+
+def test_an_interrupt_is_not_taken_for_an_error_that_passes() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        ChatTeacher(Flawed(KeyboardInterrupt())).reason(SEED)
