@@ -36,10 +36,15 @@ def synthesize(
     concurrency: Annotated[int, typer.Option(min=1, help="Rows asked about at once.")] = 8,
     requests_per_minute: Annotated[float | None, typer.Option(min=0.01, help="Asked no faster than this.")] = None,
     timeout: Annotated[float, typer.Option(min=0.01, help="Seconds one answer may take.")] = 120.0,
+    held_out: Annotated[
+        Path | None, typer.Option(help="Benchmarks, as `evaluate` reads them: rows too near one are left out.")
+    ] = None,
     price_in: Annotated[float, typer.Option(min=0.0, help="Price of a million tokens read.")] = 0.0,
     price_out: Annotated[float, typer.Option(min=0.0, help="Price of a million tokens written.")] = 0.0,
 ) -> None:
     """Draw the recipe's seeds and have a teacher write reasoning for its share of them."""
+    from guardreasoner_guard.training.benchmarks import read_benchmarks
+    from guardreasoner_guard.training.heldout import HeldOut
     from guardreasoner_guard.training.recipe import load_recipe
     from guardreasoner_guard.training.synthesize import synthesize as run
 
@@ -51,7 +56,8 @@ def synthesize(
         "decide": tuple(decide or ()), "concurrency": concurrency, "requests_per_minute": requests_per_minute,
         "timeout": timeout,
     }  # fmt: skip
-    path = run(chosen, data, _teacher(teacher, url, chosen.seed, **settings), out)
+    held = HeldOut(row.prompt for row in read_benchmarks(held_out)) if held_out else None
+    path = run(chosen, data, _teacher(teacher, url, chosen.seed, **settings), out, held_out=held)
     facts = json.loads((out / "synthesize.json").read_text(encoding="utf-8"))
     _statistics(facts, (facts["prompt_tokens"] * price_in + facts["generated_tokens"] * price_out) / 1e6)
     typer.echo(path)

@@ -35,5 +35,10 @@ def published_outputs() -> Path:
 
 
 @pytest.fixture(scope="session")
+def training_data() -> Path:
+    return shared("training_data")
+
+
+@pytest.fixture(scope="session")
 def benchmarks() -> Path:
     return shared("benchmarks_dev")

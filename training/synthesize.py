@@ -22,6 +22,7 @@ from guardreasoner_guard import answer
 from guardreasoner_guard.errors import UnreadableAnswer
 from guardreasoner_guard.verdict import TASKS, Task
 
+from .heldout import HeldOut
 from .recipe import Recipe, is_done, mark_done
 from .rows import ReasoningRow, Rejected, SeedRow, read_journal, write_rows
 from .seeds import draw
@@ -35,7 +36,7 @@ _ENDING = re.compile(r"\n(?:#+[ \t]*)?Answers:?[ \t]*(?:\n+(?:Request|Completion
 _FIELDS: dict[Task, str] = {"request": "prompt_harm", "completion": "completion", "response": "response_harm"}
 
 
-def synthesize(recipe: Recipe, data: Path, teacher: Teacher, out: Path) -> Path:
+def synthesize(recipe: Recipe, data: Path, teacher: Teacher, out: Path, *, held_out: HeldOut | None = None) -> Path:
     """Draws the recipe's seeds and has the teacher reason about its share of them.
 
     Every answer is kept in `answers.jsonl` the moment it comes: a run that was stopped, however, goes on there and
@@ -46,6 +47,7 @@ def synthesize(recipe: Recipe, data: Path, teacher: Teacher, out: Path) -> Path:
         data: Folder the recipe's files lie in.
         teacher: Who reasons about rows that bring no reasoning of their own.
         out: Folder for `reasoning.jsonl`, `rejected.jsonl` and, last, `synthesize.json`.
+        held_out: Requests to test on; rows too near one are left out and counted.
 
     Returns:
         The path of `reasoning.jsonl`; where the same stage is complete already, nothing is done.
@@ -58,13 +60,15 @@ def synthesize(recipe: Recipe, data: Path, teacher: Teacher, out: Path) -> Path:
     made_by = {
         "recipe": recipe.model_dump(mode="json"), "teacher": teacher.name, "decide": list(teacher.decide),
         "policy": getattr(teacher, "policy", ""),  # a teacher that is told none need not have one
+        "held out": held_out and held_out.fingerprint,
     }  # fmt: skip
     if is_done(out / "synthesize.json", made_by):
         return path
     if not is_done(out / "begun.json", made_by):
         out.mkdir(parents=True, exist_ok=True)
         mark_done(out / "begun.json", made_by, {})
-    drawn = list(draw(recipe, data))
+    seeds = list(draw(recipe, data))
+    drawn = [(row, wanted) for row, wanted in seeds if held_out is None or not held_out.holds(row.prompt)]
     answers = ask([row for row, wanted in drawn if wanted and not row.steps], teacher, out / "answers.jsonl")
     kept: list[ReasoningRow] = []
     rejected: list[Rejected] = []
@@ -80,7 +84,7 @@ def synthesize(recipe: Recipe, data: Path, teacher: Teacher, out: Path) -> Path:
     write_rows(out / "rejected.jsonl", rejected)
     write_rows(path, kept)
     facts = {
-        "rows": len(kept), "rejected": len(rejected), "asked": len(answers),
+        "rows": len(kept), "held out": len(seeds) - len(drawn), "rejected": len(rejected), "asked": len(answers),
         "reasons": dict(Counter(row.reason for row in rejected).most_common()),
         "prompt_tokens": sum(told.prompt_tokens for told in answers.values()),
         "generated_tokens": sum(told.generated_tokens for told in answers.values()),

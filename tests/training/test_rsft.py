@@ -143,6 +143,18 @@ def test_training_moves_every_weight_and_a_finished_run_is_not_repeated(
     assert (final / "model.safetensors").stat().st_mtime_ns == stamp
 
 
+def test_adapters_are_trained_and_merged_into_a_model_that_loads(checkpoint: Path, rows: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("tiny")
+    lora = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]}
+    recipe = recipe.model_copy(update={"sft": recipe.sft.model_copy(update={"lora": lora})})
+    reasoning = synthesize(recipe, rows, AnnotationTeacher(), tmp_path)
+    final = rsft(recipe, reasoning, tmp_path / "rsft", base=str(checkpoint))
+    before, _ = load_base(str(checkpoint), torch.float32)
+    after, _ = load_base(str(final), torch.float32)
+    for (name, old), (_, new) in zip(before.named_parameters(), after.named_parameters(), strict=True):
+        assert torch.equal(old, new) != any(part in name for part in ("q_proj", "down_proj")), name
+
+
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(checkpoint: Path, rows: Path, tmp_path: Path) -> None:
     recipe = load_recipe("tiny")
     reasoning = synthesize(recipe, rows, AnnotationTeacher(), tmp_path)
