@@ -47,6 +47,7 @@ class AnnotationTeacher:
     name = "annotation"
     concurrency = 1
     decide: tuple[Task, ...] = ()
+    policy = ""
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed

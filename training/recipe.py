@@ -123,7 +123,9 @@ def is_done(manifest: Path, made_by: dict[str, Any]) -> bool:
     if not manifest.exists():
         return False
     if json.loads(manifest.read_text(encoding="utf-8"))["made by"] != made_by:
-        raise BadInput(f"{manifest.parent} was made by another recipe, base or teacher. Name another folder.")
+        raise BadInput(
+            f"{manifest.parent} was made by another recipe, base or teacher, or from other rows. Name another folder."
+        )
     return True
 
 

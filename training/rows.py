@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -97,7 +98,7 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
     """Entries of a file that a stage appends to as it goes; a last line that a kill cut off is taken away."""
     if not path.exists():
         return
-    whole, _, rest = path.read_bytes().rpartition(b"\n")
+    whole, newline, rest = path.read_bytes().rpartition(b"\n")
     if rest:
-        path.write_bytes(whole + b"\n" if whole else b"")
+        os.truncate(path, len(whole) + len(newline))
     yield from (json.loads(line) for line in whole.splitlines())

@@ -77,6 +77,8 @@ def train_all(
     """
     wording = "\n".join([policy.strip(), f"Categories: {', '.join(categories)}." if categories else ""]).strip()
     stages = out.with_name(f"{out.name}-stages")
+    if out.exists() and any(out.iterdir()) and not (out / MANIFEST).exists():
+        raise BadInput(f"{out} holds something that is no guard. Name a new folder, or a guard to replace.")
     try:
         _check_lengths(recipe, seeds := _prepare(recipe, data, test, columns, stages / "data"), base)
         reasoning = synthesize(recipe, seeds, teacher, stages / "reasoning")

@@ -26,8 +26,10 @@ from .heldout import HeldOut
 from .recipe import Recipe, is_done, mark_done
 from .rows import ReasoningRow, Rejected, SeedRow, read_journal, write_rows
 from .seeds import draw
-from .teacher import Teacher, TeacherError, Told
+from .teacher import RowRefused, Teacher, TeacherError, Told
 
+_REFUSES_ALL = 10
+"""Rows refused, and none answered, after which no other is asked."""
 MAX_STEPS = 10
 """Steps a task; the paper allows its teacher 1 to 10."""
 
@@ -59,7 +61,7 @@ def synthesize(recipe: Recipe, data: Path, teacher: Teacher, out: Path, *, held_
     path = out / "reasoning.jsonl"
     made_by = {
         "recipe": recipe.model_dump(mode="json"), "teacher": teacher.name, "decide": list(teacher.decide),
-        "policy": getattr(teacher, "policy", ""),  # a teacher that is told none need not have one
+        "policy": teacher.policy,
         "held out": held_out and held_out.fingerprint,
     }  # fmt: skip
     if is_done(out / "synthesize.json", made_by):
@@ -78,7 +80,10 @@ def synthesize(recipe: Recipe, data: Path, teacher: Teacher, out: Path, *, held_
         elif row.steps:
             kept.append(row)
         else:
-            result = reasoned(row, answers[key(row)].text, teacher.decide)
+            told = answers[key(row)]
+            result = reasoned(row, told.text, teacher.decide)
+            if told.refused:
+                result = Rejected(id=row.id, reason=told.refused, answer="")
             (kept if isinstance(result, ReasoningRow) else rejected).append(result)  # type: ignore[arg-type]
     random.Random(recipe.seed).shuffle(kept)
     write_rows(out / "rejected.jsonl", rejected)
@@ -119,6 +124,14 @@ def ask(rows: Sequence[SeedRow], teacher: Teacher, journal: Path) -> dict[str, T
     ):
         task = bar.add_task("synthesize", total=len(rows), completed=len(rows) - len(missing))
         running: dict[Future[Told], SeedRow] = {}
+        refused: list[tuple[SeedRow, RowRefused]] = []
+
+        def keep(row: SeedRow, told: Told) -> None:
+            found[key(row)] = told
+            file.write(json.dumps({"key": key(row), **asdict(told)}) + "\n")
+            file.flush()
+            bar.advance(task)
+
         while running or (missing and failure is None):
             # none waits in the pool: it would still be asked after a failure or Ctrl-C
             while missing and failure is None and len(running) < max(1, teacher.concurrency):
@@ -128,13 +141,19 @@ def ask(rows: Sequence[SeedRow], teacher: Teacher, journal: Path) -> dict[str, T
                 row = running.pop(future)
                 try:
                     told = future.result()
+                except RowRefused as error:
+                    refused.append((row, error))
+                    if not found and len(refused) >= _REFUSES_ALL:
+                        failure = error
+                    continue
                 except TeacherError as error:
                     failure = failure or error
                     continue
-                found[key(row)] = told
-                file.write(json.dumps({"key": key(row), **asdict(told)}) + "\n")
-                file.flush()
-                bar.advance(task)
+                keep(row, told)
+        for row, why in refused if found else []:
+            keep(row, Told("", refused=f"The teacher did not answer: {why}"))
+    if refused and not found:
+        failure = failure or refused[0][1]
     if failure is not None:
         answered = sum(key(row) in found for row in rows)
         raise TeacherError(

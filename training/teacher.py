@@ -21,11 +21,17 @@ if TYPE_CHECKING:
     from tenacity import RetryCallState
 
 _TRANSIENT = {408, 409, 425, 429}
+_ABOUT_THE_ROW = {400, 413, 422}
+"""Too long for the model, or stopped by a filter: likely with harmful text, and no reason to ask no other row."""
 _LONGEST_WAIT = 60.0
 
 
 class TeacherError(GuardError):
     """A teacher could not be asked, or does not answer."""
+
+
+class RowRefused(TeacherError):
+    """A teacher refuses one row; it may answer others."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class Told:
     text: str
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    refused: str = ""
+    """Why there is no answer to this row, where there is none."""
 
 
 class Teacher(Protocol):
@@ -46,11 +54,14 @@ class Teacher(Protocol):
     """Rows it is asked about at once."""
     decide: tuple[Task, ...]
     """Tasks the teacher labels itself where the seed has no label."""
+    policy: str
+    """What it is told is harmful here; may be empty."""
 
     def reason(self, row: SeedRow) -> Told:
         """Writes an answer (`# Task n`, steps, `Answers:`) that leads to the row's labels.
 
         Raises:
+            RowRefused: It does not answer this row.
             TeacherError: It could not be asked.
         """
         ...
@@ -139,7 +150,8 @@ class ChatTeacher:
             said = f"{type(error).__name__}{f' {_status(error)}' if _status(error) else ''}"
             if _passes(error):
                 raise TeacherError(f"{self.name} gave no answer in {self.attempts} attempts ({said}).") from error
-            raise TeacherError(f"{self.name} refuses to be asked ({said}). Check its name, URL and key.") from error
+            kind = RowRefused if _status(error) in _ABOUT_THE_ROW else TeacherError
+            raise kind(f"{self.name} refuses to be asked ({said}). Check its name, URL and key.") from error
         usage: Mapping[str, Any] = getattr(reply, "usage_metadata", None) or {}
         text = reply.text if isinstance(reply.text, str) else reply.text()
         return Told(str(text), int(usage.get("input_tokens", 0)), int(usage.get("output_tokens", 0)))

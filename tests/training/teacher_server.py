@@ -52,6 +52,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get("authorization") == "Bearer wrong":
             return self.reply(401, {"error": {"message": "no such key"}})
         prompt = body["messages"][-1]["content"]
+        if "filtered" in prompt:
+            return self.reply(400, {"error": {"message": "content filter"}})
         name = hashlib.sha256(prompt.encode()).hexdigest()
         with LOCK:
             SEEN[name] += 1

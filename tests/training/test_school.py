@@ -131,6 +131,14 @@ def test_other_rows_in_the_same_folder_are_refused(table: Path, tmp_path: Path) 
         make(table, tmp_path, base="nothing-here")
 
 
+def test_a_folder_of_something_else_is_left_alone(table: Path, tmp_path: Path) -> None:
+    (tmp_path / "g").mkdir()
+    (tmp_path / "g" / "thesis.txt").write_text("years of work")
+    with pytest.raises(BadInput, match="no guard"):
+        make(table, tmp_path, base="bundled")
+    assert (tmp_path / "g" / "thesis.txt").exists()
+
+
 def test_a_recipe_with_sources_of_its_own_is_refused(table: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="sources of its own"):
         make(table, tmp_path, recipe="1b")

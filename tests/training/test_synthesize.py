@@ -85,7 +85,7 @@ def test_a_bad_answer_is_kept_aside_with_the_reason(text: str, reason: str) -> N
 
 def test_the_stage_writes_rows_and_rejected_once(rows: Path, tmp_path: Path) -> None:
     class Half:
-        name = "half"
+        name, policy = "half", ""
         concurrency = 2
         decide = ()
 
@@ -117,6 +117,7 @@ class Deciding:
     """Says the same of every row, labels the seed lacks included."""
 
     name = "deciding"
+    policy = ""
     concurrency = 1
     decide: tuple[str, ...] = ("request", "completion")
     policy = ""

@@ -72,6 +72,16 @@ def test_a_server_that_fails_loses_no_row_and_rubbish_is_kept_aside_with_the_rea
     assert facts["statistics"]["s"]["mean steps"] == 1
 
 
+def test_a_row_that_a_filter_stops_does_not_stop_the_others(server: str, tmp_path: Path) -> None:
+    rows = [SeedRow(id=str(n), prompt=f"{'filtered' if n == 20 else 'plain'} {n}", prompt_harm="harmful")
+            for n in range(40)]  # fmt: skip
+    write_rows(tmp_path / "rows.jsonl", rows)
+    path = synthesize(load_recipe("tiny"), tmp_path, patient(server), tmp_path / "out")
+    assert len(list(read_rows(path, ReasoningRow))) == 39
+    [rejected] = read_rows(path.with_name("rejected.jsonl"), Rejected)
+    assert rejected.id == "20" and "did not answer" in rejected.reason and "400" in rejected.reason
+
+
 def test_a_run_that_is_killed_ends_like_one_that_was_not(server: str, data: Path, tmp_path: Path) -> None:
     whole = synthesize(load_recipe("tiny"), data, patient(server), tmp_path / "whole")
     before = answered(server)
