@@ -147,6 +147,10 @@ def _teacher(name: str, url: str | None, seed: int, **settings: Any) -> Teacher:
     from guardreasoner_guard.training.teacher import chat_teacher
 
     if name == "annotation" and url is None:
+        if settings.get("decide"):
+            raise BadInput(
+                "The annotation teacher decides nothing. Name a chat model with --teacher, or drop --decide."
+            )
         return AnnotationTeacher(seed)
     return chat_teacher(name, url=url, **settings)
 

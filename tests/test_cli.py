@@ -19,6 +19,9 @@ ROW = {
 }
 
 
+SYNTHESIZE = ["train", "synthesize", "--data", "d", "--out", "o", "--recipe", "tiny"]
+
+
 def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "guardreasoner_guard", *arguments]
     return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=300)
@@ -55,6 +58,13 @@ def test_check_is_readable_without_json() -> None:
         (["check", "x", "--device", "cuda"], "DeviceUnavailable"),
         (["check", "x", "--model", "/no/such/model"], "BadModelDir: There is no directory"),
         (["evaluate", "--data", "/no/such/file", "--out", "r.json"], "BadInput: Cannot read /no/such/file"),
+        ([*SYNTHESIZE, "--decide", "request"], "The annotation teacher decides nothing"),
+        ([*SYNTHESIZE, "--decide", "harm"], "Choose request, completion or response"),
+        (["train", "all", "--data", "d.csv", "--out", "g", "--column", "prompt"], "Write FIELD=COLUMN"),
+        (
+            ["train", "mine", "--rows", "r", "--model", "/no/model", "--out", "o"],
+            "no checkpoint and no model directory",
+        ),
     ],
 )
 def test_errors_are_one_line_that_says_what_to_do(arguments: list[str], message: str) -> None:
