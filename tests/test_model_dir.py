@@ -75,7 +75,7 @@ def test_no_manifest_no_model(directory: Path) -> None:
     ("edit", "message"),
     [
         ({"format": 99}, "Upgrade guardreasoner-guard or export the model again"),
-        ({"template": "short/2"}, "Upgrade guardreasoner-guard or export the model again"),
+        ({"template": "short/9"}, "Upgrade guardreasoner-guard or export the model again"),
         ({"new_field": 1}, "upgrade guardreasoner-guard or export the model again"),
         ({"files": {}}, "does not name genai_config.json, model.onnx, tokenizer.json"),
         ({"label_tokens": {"harmful": 1}}, "does not name compliance, refusal, unharmful"),

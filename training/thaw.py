@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ def thaw(model: ModelDir) -> LlamaForCausalLM:
     Raises:
         BadInput: The directory is no int8 graph of a Llama-type model with tied embeddings.
     """
-    graph = onnx.load(model.path / "model.onnx").graph
+    graph = onnx.load(model.path / "model.onnx", load_external_data=False).graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     if model.manifest.precision != "int8" or "lm_head.MatMul.weight_int8" not in tensors:
         raise BadInput(
@@ -38,7 +39,7 @@ def thaw(model: ModelDir) -> LlamaForCausalLM:
     heads, groups, size = decoder["num_attention_heads"], decoder["num_key_value_heads"], decoder["head_size"]
 
     def array(name: str) -> np.ndarray[Any, Any]:
-        return numpy_helper.to_array(tensors[name])
+        return _read(tensors[name], model.path)
 
     def matrix(name: str) -> torch.Tensor:
         wide = array(f"{name}.weight_int8").astype(np.float32) * array(f"{name}.weight_scale")
@@ -93,6 +94,18 @@ def thaw_tokenizer(model: ModelDir) -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(model.path / "tokenizer.json"))
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.manifest.end_token)
     return tokenizer
+
+
+def _read(tensor: onnx.TensorProto, folder: Path) -> np.ndarray[Any, Any]:
+    """A tensor's values. onnx's own reader refuses hard links, which some installers make of every file."""
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        return numpy_helper.to_array(tensor)
+    where = {entry.key: entry.value for entry in tensor.external_data}
+    kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    count = math.prod(tensor.dims)
+    # the manifest's hashes cover the files; a name that leads elsewhere is none of them
+    path = folder / Path(where["location"]).name
+    return np.fromfile(path, kind, count, offset=int(where.get("offset", 0))).reshape(tensor.dims)
 
 
 def _even_out(weights: dict[str, torch.Tensor], norm: str, readers: list[str]) -> None:

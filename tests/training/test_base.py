@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from guardreasoner_guard.training.encode import bos_token, plain_ids
 
 from guardreasoner_guard import BadInput, GuardReasonerGuard
 from guardreasoner_guard.engine import Question
+from guardreasoner_guard.model_dir import open_model
 from guardreasoner_guard.template import SHORT
 from guardreasoner_guard.verdict import LABELS
 
@@ -28,6 +31,18 @@ def test_the_bundled_guard_comes_back_as_the_torch_model_it_was(bundled: GuardRe
         first, second = (manifest.label_tokens[word] for word in LABELS["request"])
         served = bundled.judge.engine.score([Question(asked, LABELS["request"])])[0].probabilities[0]
         assert float(logits[first] - logits[second]) == pytest.approx(math.log(served / (1 - served)), abs=1.0)
+
+
+def test_a_directory_of_hard_links_as_some_installers_make_can_be_trained_further(
+    bundled: GuardReasonerGuard, tmp_path: Path
+) -> None:
+    where = open_model("bundled").path
+    try:
+        shutil.copytree(where, tmp_path / "linked", copy_function=os.link)
+    except OSError:
+        pytest.skip("no hard links between these folders")
+    model, _ = load_base(str(tmp_path / "linked"), torch.float32)
+    assert model.num_parameters() > 130e6
 
 
 def test_no_base_model_is_an_error_that_names_the_ways_out(tmp_path: Path) -> None:
