@@ -144,6 +144,12 @@ def bos_token(tokenizer: Any) -> int | None:
     return int(first) if tokenizer.bos_token_id is not None and first == tokenizer.bos_token_id else None
 
 
+def prompt_ids(tokenizer: Any, parts: Sequence[str]) -> list[int]:
+    """Tokens of a prompt, part by part, after the token that the tokeniser puts before a text, if any."""
+    first = bos_token(tokenizer)
+    return ([] if first is None else [first]) + [token for part in parts for token in plain_ids(tokenizer, part)]
+
+
 class TreeCollator:
     """Pads trees to one batch with the 4-dimensional attention mask their branches need.
 

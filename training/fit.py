@@ -15,22 +15,7 @@ from transformers import PreTrainedModel, Trainer
 from guardreasoner_guard.errors import BadInput
 
 from .optimizer import MasterAdamW
-from .recipe import is_done, mark_done
-
-
-def begin(out: Path, made_by: dict[str, Any]) -> bool:
-    """Claims a stage's folder for what it is made by; returns whether the stage is complete already.
-
-    Raises:
-        BadInput: The folder holds a run of something else.
-    """
-    with PartialState().main_process_first():
-        if is_done(out / "model" / "done.json", made_by):
-            return True
-        if not is_done(out / "begun.json", made_by):
-            out.mkdir(parents=True, exist_ok=True)
-            mark_done(out / "begun.json", made_by, {})
-    return False
+from .recipe import Sft, mark_done
 
 
 def settings(out: Path, seed: int, trainer: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,6 +31,14 @@ def settings(out: Path, seed: int, trainer: Mapping[str, Any]) -> dict[str, Any]
         "bf16": False,  # bf16 weights have fp32 copies in the optimizer; fp32 ones may ask for mixed precision
         **trainer,
     }
+
+
+def freeze(model: PreTrainedModel, sft: Sft) -> None:
+    """Keeps the weights that the recipe does not train."""
+    if not sft.train_embeddings:
+        model.get_input_embeddings().weight.requires_grad_(False)
+    for layer in model.model.layers[: sft.frozen_layers]:
+        layer.requires_grad_(False)
 
 
 def optimizer(model: PreTrainedModel, chosen: Mapping[str, Any]) -> dict[str, Any]:

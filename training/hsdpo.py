@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
@@ -15,10 +16,10 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from guardreasoner_guard.errors import BadInput
 
 from .base import load_base
-from .encode import bos_token, plain_ids
-from .fit import begin, fit, optimizer, settings
+from .encode import plain_ids, prompt_ids
+from .fit import fit, freeze, optimizer, settings
 from .mine import Pair, merge
-from .recipe import Recipe
+from .recipe import Recipe, begin
 
 logger = logging.getLogger(__name__)
 
@@ -42,15 +43,14 @@ def hsdpo(recipe: Recipe, pairs: Sequence[Path], checkpoint: Path, out: Path) ->
     made_by = {
         "recipe": recipe.model_dump(mode="json"), "pairs": [str(path) for path in pairs], "base": str(checkpoint),
     }  # fmt: skip
-    if begin(out, made_by):
-        return out / "model"
+    with PartialState().main_process_first():
+        if begin(out, out / "model" / "done.json", made_by):
+            return out / "model"
     merged = merge(pairs, recipe.mine.gamma)
     if not merged:
         raise BadInput("There is no hard sample to learn from. Mine more rows or samples, or export the R-SFT model.")
     model, tokenizer = load_base(str(checkpoint), getattr(torch, recipe.sft.dtype))
-    model.get_input_embeddings().weight.requires_grad_(recipe.sft.train_embeddings)
-    for layer in model.model.layers[: recipe.sft.frozen_layers]:
-        layer.requires_grad_(False)
+    freeze(model, recipe.sft)
     arguments = settings(out, recipe.seed, recipe.hsdpo.trainer)
     trainer = HardSampleTrainer(
         model=model,
@@ -68,10 +68,9 @@ def hsdpo(recipe: Recipe, pairs: Sequence[Path], checkpoint: Path, out: Path) ->
 
 def encode_pair(pair: Pair, tokenizer: Any) -> dict[str, Any]:
     """Tokens of a pair, part by part as the served model reads them."""
-    bos = [token] if (token := bos_token(tokenizer)) is not None else []
     end = [tokenizer.eos_token_id]
     return {
-        "prompt_ids": bos + [token for part in pair.prompt for token in plain_ids(tokenizer, part)],
+        "prompt_ids": prompt_ids(tokenizer, pair.prompt),
         "chosen_ids": plain_ids(tokenizer, pair.chosen) + end,
         "rejected_ids": plain_ids(tokenizer, pair.rejected) + (end if pair.rejected_complete else []),
         "weight": pair.weight,

@@ -25,7 +25,7 @@ from guardreasoner_guard.model_dir import MANIFEST, open_model
 from guardreasoner_guard.template import Prompt, Template, template
 from guardreasoner_guard.verdict import Task
 
-from .recipe import Mine, Recipe, is_done, mark_done
+from .recipe import Mine, Recipe, begin, mark_done
 from .rows import ReasoningRow, read_journal, read_rows, write_rows
 
 logger = logging.getLogger(__name__)
@@ -89,15 +89,13 @@ def mine(
         "recipe": recipe.model_dump(mode="json"), "model": engine.name, "policy": policy,
         "sources": None if sources is None else sorted(sources),
     }  # fmt: skip
-    if is_done(out / "mine.json", made_by):
+    if begin(out, out / "mine.json", made_by):
         return path
-    if not is_done(out / "begun.json", made_by):
-        out.mkdir(parents=True, exist_ok=True)
-        mark_done(out / "begun.json", made_by, {})
     chosen = [row for row in read_rows(rows, ReasoningRow) if sources is None or row.source in sources]
     random.Random(f"{recipe.seed}/mine").shuffle(chosen)
-    asks, too_long = _asks(chosen[: recipe.mine.rows], template(recipe.sft.template, policy), engine, recipe)
-    samples = _sample(asks, engine, recipe.mine, template(recipe.sft.template).longest_answer, out / "samples.jsonl")
+    wording = template(recipe.sft.template, policy)
+    asks, too_long = _asks(chosen[: recipe.mine.rows], wording, engine, recipe)
+    samples = _sample(asks, engine, recipe.mine, wording.longest_answer, out / "samples.jsonl")
     facts: Counter[str] = Counter({"requests too long": too_long, "prompts": len(asks)})
     pairs = [pair for ask, texts in zip(asks, samples, strict=True) if (pair := hard_pair(ask, texts, facts))]
     facts["pairs"] = len(pairs)

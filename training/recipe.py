@@ -129,6 +129,20 @@ def is_done(manifest: Path, made_by: dict[str, Any]) -> bool:
     return True
 
 
+def begin(folder: Path, manifest: Path, made_by: dict[str, Any]) -> bool:
+    """Claims a stage's folder for what it is made by; returns whether the stage is complete already.
+
+    Raises:
+        BadInput: The folder holds something that was made by something else.
+    """
+    if is_done(manifest, made_by):
+        return True
+    if not is_done(folder / "begun.json", made_by):
+        folder.mkdir(parents=True, exist_ok=True)
+        mark_done(folder / "begun.json", made_by, {})
+    return False
+
+
 def mark_done(manifest: Path, made_by: dict[str, Any], facts: dict[str, Any]) -> None:
     """Writes a stage's manifest, whole or not at all."""
     part = manifest.with_name(manifest.name + ".part")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel
 from trl import SFTConfig, SFTTrainer
@@ -18,8 +19,8 @@ from guardreasoner_guard.template import template
 
 from .base import load_base
 from .encode import IGNORED, Encoder, TreeCollator
-from .fit import begin, fit, optimizer, settings
-from .recipe import Recipe
+from .fit import fit, freeze, optimizer, settings
+from .recipe import Recipe, begin
 from .rows import ReasoningRow, read_rows
 
 logger = logging.getLogger(__name__)
@@ -50,8 +51,9 @@ def rsft(recipe: Recipe, rows: Path, out: Path, base: str | None = None, policy:
             cannot be read.
     """
     made_by = {"recipe": recipe.model_dump(mode="json"), "base": base or recipe.sft.base, "policy": policy}
-    if begin(out, made_by):
-        return out / "model"
+    with PartialState().main_process_first():
+        if begin(out, out / "model" / "done.json", made_by):
+            return out / "model"
     model, tokenizer = load_base(base or recipe.sft.base, getattr(torch, recipe.sft.dtype))
     model = _chosen_weights(model, recipe)
     encoder = Encoder(tokenizer, template(recipe.sft.template, policy), recipe.data, recipe.sft.label_weight)
@@ -85,10 +87,7 @@ def _chosen_weights(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
         from peft import LoraConfig, get_peft_model
 
         return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **recipe.sft.lora))
-    if not recipe.sft.train_embeddings:
-        model.get_input_embeddings().weight.requires_grad_(False)
-    for layer in model.model.layers[: recipe.sft.frozen_layers]:
-        layer.requires_grad_(False)
+    freeze(model, recipe.sft)
     return model
 
 

@@ -23,7 +23,7 @@ from guardreasoner_guard.errors import UnreadableAnswer
 from guardreasoner_guard.verdict import TASKS, Task
 
 from .heldout import HeldOut
-from .recipe import Recipe, is_done, mark_done
+from .recipe import Recipe, begin, mark_done
 from .rows import ReasoningRow, Rejected, SeedRow, read_journal, write_rows
 from .seeds import draw
 from .teacher import RowRefused, Teacher, TeacherError, Told
@@ -64,11 +64,8 @@ def synthesize(recipe: Recipe, data: Path, teacher: Teacher, out: Path, *, held_
         "policy": teacher.policy,
         "held out": held_out and held_out.fingerprint,
     }  # fmt: skip
-    if is_done(out / "synthesize.json", made_by):
+    if begin(out, out / "synthesize.json", made_by):
         return path
-    if not is_done(out / "begun.json", made_by):
-        out.mkdir(parents=True, exist_ok=True)
-        mark_done(out / "begun.json", made_by, {})
     seeds = list(draw(recipe, data))
     drawn = [(row, wanted) for row, wanted in seeds if held_out is None or not held_out.holds(row.prompt)]
     answers = ask([row for row, wanted in drawn if wanted and not row.steps], teacher, out / "answers.jsonl")

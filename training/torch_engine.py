@@ -16,7 +16,7 @@ from guardreasoner_guard.errors import EngineError
 from guardreasoner_guard.template import Prompt
 
 from .base import load_base
-from .encode import bos_token, plain_ids
+from .encode import plain_ids, prompt_ids
 
 BATCH = 32
 """Most texts that are written side by side."""
@@ -39,7 +39,6 @@ class TorchEngine:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         model, self._tokenizer = load_base(str(checkpoint), torch.bfloat16 if self.device == "cuda" else torch.float32)
         self._model = model.to(self.device).eval()
-        self._bos = [token] if (token := bos_token(self._tokenizer)) is not None else []
         self._lock = threading.Lock()
 
     def score(self, questions: Sequence[Question], cancel: threading.Event | None = None) -> list[Scored]:
@@ -103,7 +102,7 @@ class TorchEngine:
                 ) from error
 
     def _encode(self, prompt: Prompt) -> list[int]:
-        return self._bos + [token for part in prompt.parts for token in plain_ids(self._tokenizer, part)]
+        return prompt_ids(self._tokenizer, prompt.parts)
 
     def _write(
         self, batch: list[list[int]], max_tokens: int, sampling: dict[str, Any], cancel: threading.Event | None
