@@ -15,10 +15,11 @@ from langchain_core.prompt_values import PromptValue
 from .errors import BadInput, Blocked
 from .exchange import Exchange, read_answer, read_exchange, since_last_human
 from .guard import GuardReasonerGuard
+from .judge import Reasoning
 from .policy import Policy, explanation, shown_reasons
 from .verdict import Task, Verdict
 
-_OUTPUT_TASKS: tuple[Task, ...] = ("completion", "response")
+OUTPUT_TASKS: tuple[Task, ...] = ("completion", "response")
 _NOTE = "Your last answer was stopped by a safety check: {reasons} Answer again, safely."
 
 
@@ -28,6 +29,8 @@ class Check:
 
     exchange: Exchange
     tasks: tuple[Task, ...]
+    reasoning: Reasoning | None = None
+    """In place of the guard's own, if given."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def course(guard: GuardReasonerGuard, value: Any, *, beside: bool, message_out: 
     Raises:
         Blocked: A check blocked and the policy says to raise.
     """
-    exchange = guard.read(_asked(read_exchange(value)))
+    exchange = guard.read(asked(read_exchange(value)))
     check = Check(exchange, ("request",))
     output = None
     if beside:
@@ -62,7 +65,7 @@ def course(guard: GuardReasonerGuard, value: Any, *, beside: bool, message_out: 
     else:
         verdict = yield check
     if verdict.blocked:
-        return _instead(guard.policy, verdict, None, value, message_out)
+        return instead(guard.policy, verdict, None, value, message_out)
     if not beside:
         output = yield Call(value)
     policy = guard.policy
@@ -72,22 +75,27 @@ def course(guard: GuardReasonerGuard, value: Any, *, beside: bool, message_out: 
         if not text.strip():
             return output
         answered = guard.read(exchange.model_copy(update={"response": text}))
-        verdict = yield Check(answered, _OUTPUT_TASKS)
+        verdict = yield Check(answered, OUTPUT_TASKS)
         if not verdict.blocked:
             return output
         if verdict.outcome != "verdict" or not revisions:
-            return _instead(guard.policy, verdict, output, value, message_out)
+            return instead(guard.policy, verdict, output, value, message_out)
         revisions -= 1
-        output = yield Call(_with_note(value, verdict))
+        output = yield Call(with_note(value, verdict))
 
 
-def _asked(exchange: Exchange) -> Exchange:
+def asked(exchange: Exchange) -> Exchange:
     """The input as a request; the beginning of an answer that a caller puts at its end is part of what is asked."""
     request = "\n\n".join(text for text in (exchange.request, exchange.response) if text)
     return exchange.model_copy(update={"request": request, "response": None})
 
 
-def _instead(policy: Policy, verdict: Verdict, output: Any, value: Any, message_out: bool) -> Any:
+def instead(policy: Policy, verdict: Verdict, output: Any, value: Any, message_out: bool) -> Any:
+    """What a caller gets in place of a blocked output; of a blocked input, where `output` is None.
+
+    Raises:
+        Blocked: The policy says so, or the output's form cannot be kept.
+    """
     action = policy.on_violation
     if callable(action):
         return action(verdict)
@@ -186,8 +194,12 @@ def _in_the_form_of(output: Any, text: str, verdict: Verdict) -> Any:
     raise Blocked(verdict)
 
 
-def _with_note(value: Any, verdict: Verdict) -> Any:
-    """The input with the guard's reasons added, for one more try."""
+def with_note(value: Any, verdict: Verdict) -> Any:
+    """The input with the guard's reasons added, for one more try.
+
+    Raises:
+        BadInput: Nothing can be added to an input of this kind.
+    """
     note = _NOTE.format(reasons=shown_reasons(verdict))
     if isinstance(value, str):
         return f"{value}\n\n{note}"
@@ -196,7 +208,7 @@ def _with_note(value: Any, verdict: Verdict) -> Any:
     if isinstance(value, dict):
         key = "messages" if value.get("messages") else next((k for k, v in value.items() if isinstance(v, str)), None)
         if key is not None:
-            return {**value, key: _with_note(value[key], verdict)}
+            return {**value, key: with_note(value[key], verdict)}
     if isinstance(value, BaseMessage):
         return [value, HumanMessage(content=note)]
     if isinstance(value, list):

@@ -24,6 +24,7 @@ from .verdict import TASKS, Task, Usage, Verdict
 
 if TYPE_CHECKING:
     from .guarded import Guarded
+    from .withheld import Hold
 
 OnFailure = Literal["block", "pass", "raise"]
 Tool = TypeVar("Tool")
@@ -221,17 +222,21 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
 
     # -- around other things ------------------------------------------------------------------
 
-    def wrap(self, runnable: Runnable[Any, Any] | Callable[..., Any], *, beside: bool = False) -> Guarded:
+    def wrap(
+        self, runnable: Runnable[Any, Any] | Callable[..., Any], *, beside: bool = False, hold: Hold = 64
+    ) -> Guarded:
         """Guards a runnable: its input before the call, its output before it leaves.
 
         Args:
             runnable: A chain, chatbot or agent, or anything LangChain makes a Runnable of.
+            hold: How much of a stream is held back until it is cleared: so many tokens, `sentence` (the one
+                under way and the one before) or `answer` (all of it).
             beside: Check the input while the call is under way, which is cancelled (async) or whose result
                 is thrown away (sync) when the check blocks. Not for calls with side effects.
         """
         from .guarded import Guarded
 
-        return Guarded.around(self, runnable, beside=beside)
+        return Guarded.around(self, runnable, beside=beside, hold=hold)
 
     def tool(self, tool: Tool) -> Tool:
         """Guards a function or a LangChain tool: its arguments before it runs, its result before it returns."""
@@ -266,14 +271,17 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
             )
         return exchange
 
-    def _verdicts(self, exchanges: list[Exchange], tasks: Iterable[Task] = TASKS) -> list[Verdict]:
+    def _verdicts(
+        self, exchanges: list[Exchange], tasks: Iterable[Task] = TASKS, reasoning: Reasoning | None = None
+    ) -> list[Verdict]:
         """Judges with what was set for failure and timeout."""
         cancel = threading.Event()
         start = time.perf_counter()
+        how = reasoning or self.reasoning
         try:
             if self.timeout is None:
-                return self._judged(exchanges, tasks, cancel, start)
-            future = self._threads.submit(self._judged, exchanges, tasks, cancel, start)
+                return self._judged(exchanges, tasks, how, cancel, start)
+            future = self._threads.submit(self._judged, exchanges, tasks, how, cancel, start)
             try:
                 return future.result(self.timeout * len(exchanges))
             except FutureTimeout:
@@ -281,15 +289,18 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
                 raise self._late() from None
         except Exception as error:
             if self._shared(error, exchanges):
-                return [self._verdicts([exchange], tasks)[0] for exchange in exchanges]
+                return [self._verdicts([exchange], tasks, how)[0] for exchange in exchanges]
             return self._failed(error, exchanges, start)
         finally:
             cancel.set()
 
-    async def _averdicts(self, exchanges: list[Exchange], tasks: Iterable[Task] = TASKS) -> list[Verdict]:
+    async def _averdicts(
+        self, exchanges: list[Exchange], tasks: Iterable[Task] = TASKS, reasoning: Reasoning | None = None
+    ) -> list[Verdict]:
         cancel = threading.Event()
         start = time.perf_counter()
-        future = self._threads.submit(self._judged, exchanges, tasks, cancel, start)
+        how = reasoning or self.reasoning
+        future = self._threads.submit(self._judged, exchanges, tasks, how, cancel, start)
         try:
             allowed = None if self.timeout is None else self.timeout * len(exchanges)
             return await asyncio.wait_for(asyncio.wrap_future(future), allowed)
@@ -297,16 +308,21 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
             return self._failed(self._late(), exchanges, start)
         except Exception as error:
             if self._shared(error, exchanges):
-                return [(await self._averdicts([exchange], tasks))[0] for exchange in exchanges]
+                return [(await self._averdicts([exchange], tasks, how))[0] for exchange in exchanges]
             return self._failed(error, exchanges, start)
         finally:
             cancel.set()
             future.cancel()
 
     def _judged(
-        self, exchanges: list[Exchange], tasks: Iterable[Task], cancel: threading.Event, start: float
+        self,
+        exchanges: list[Exchange],
+        tasks: Iterable[Task],
+        reasoning: Reasoning,
+        cancel: threading.Event,
+        start: float,
     ) -> list[Verdict]:
-        found = self._judge.judge(exchanges, self.reasoning, tasks=tasks, blocks=self.policy.blocks, cancel=cancel)
+        found = self._judge.judge(exchanges, reasoning, tasks=tasks, blocks=self.policy.blocks, cancel=cancel)
         milliseconds = (time.perf_counter() - start) * 1000 / max(1, len(exchanges))
         return [self._verdict(judgement, milliseconds) for judgement in found]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from typing import Any
 
 from langchain_core.callbacks import BaseCallbackManager
@@ -19,8 +20,10 @@ from langchain_core.tracers._streaming import _StreamingCallbackHandler, _V2Stre
 from pydantic import ConfigDict
 
 from .course import Batch, Check, Course, by_tasks, course
+from .errors import BadInput
 from .guard import GuardReasonerGuard
 from .verdict import Verdict
+from .withheld import END, Hold, Next, Open, StreamCourse, joined, stream_course
 
 
 class Guarded(RunnableSerializable[Any, Any]):
@@ -31,13 +34,20 @@ class Guarded(RunnableSerializable[Any, Any]):
     guard: GuardReasonerGuard
     runnable: Runnable[Any, Any]
     beside: bool = False
+    hold: Hold = 64
 
     @classmethod
     def around(
-        cls, guard: GuardReasonerGuard, runnable: Runnable[Any, Any] | Callable[..., Any], *, beside: bool
+        cls, guard: GuardReasonerGuard, runnable: Runnable[Any, Any] | Callable[..., Any], *, beside: bool, hold: Hold
     ) -> Guarded:
-        """Wraps anything LangChain makes a Runnable of."""
-        return cls(guard=guard, runnable=coerce_to_runnable(runnable), beside=beside)
+        """Wraps anything LangChain makes a Runnable of.
+
+        Raises:
+            BadInput: `hold` is not one that is known.
+        """
+        if not (hold in ("sentence", "answer") or (isinstance(hold, int) and hold >= 2)):
+            raise BadInput(f"hold is {hold!r}. Pass tokens (at least 2), 'sentence' or 'answer'.")
+        return cls(guard=guard, runnable=coerce_to_runnable(runnable), beside=beside, hold=hold)
 
     # -- one call -----------------------------------------------------------------------------
 
@@ -147,10 +157,10 @@ class Guarded(RunnableSerializable[Any, Any]):
 
         return await self._abatch_with_config(run, inputs, config, return_exceptions=return_exceptions)
 
-    # -- streams: held back until the whole answer is cleared ------------------------------------
+    # -- streams: held back until cleared ------------------------------------------------------
 
     def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
-        """Streams the runnable's chunks once its whole answer is cleared; on a block, the replacement alone."""
+        """Streams the runnable's chunks as they are cleared; on a block, the policy's replacement ends it."""
         yield from self.transform(iter([input]), config, **kwargs)
 
     def transform(self, input: Iterator[Any], config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
@@ -158,23 +168,36 @@ class Guarded(RunnableSerializable[Any, Any]):
 
         def run(values: Iterator[Any], run_manager: Any, config: RunnableConfig) -> Iterator[Any]:
             config = _held_back(config)
-            steps = self._course(_joined(list(values)))
-            chunks: list[Any] = []
-            step, whole = next(steps), None
-            while True:
-                if isinstance(step, Check):
-                    result: Any = self._check(step)
-                elif step.beside is not None and (verdict := self._check(step.beside)).blocked:
-                    result = verdict, None
-                else:
-                    chunks = list(self.runnable.stream(step.value, config, **kwargs))
-                    whole = _joined(chunks)
-                    result = whole if step.beside is None else (verdict, whole)
-                try:
-                    step = steps.send(result)
-                except StopIteration as done:
-                    yield from chunks if chunks and done.value is whole else [done.value]
-                    return
+            steps = self._stream_course(joined(values))
+            chunks: Iterator[Any] = iter(())
+            result: Any = None
+            try:
+                while True:
+                    try:
+                        step = steps.send(result)
+                    except StopIteration:
+                        return
+                    result = None
+                    if isinstance(step, Check):
+                        result = self._check(step)
+                    elif isinstance(step, Open):
+                        _close(chunks)
+                        chunks = self.runnable.stream(step.value, config, **kwargs)
+                        if step.beside is not None:
+                            thread = ContextThreadPoolExecutor(1)
+                            first = thread.submit(next, chunks, END)
+                            thread.shutdown(wait=False)
+                            verdict = self._check(step.beside)
+                            if verdict.blocked:  # a generator that runs can only be closed by its own thread
+                                first.add_done_callback(partial(_close_after, chunks))
+                                chunks = iter(())
+                            result = verdict, END if verdict.blocked else first.result()
+                    elif isinstance(step, Next):
+                        result = next(chunks, END)
+                    else:
+                        yield from step.chunks
+            finally:
+                _close(chunks)
 
         yield from self._transform_stream_with_config(input, run, config)
 
@@ -194,36 +217,56 @@ class Guarded(RunnableSerializable[Any, Any]):
 
         async def run(values: AsyncIterator[Any], run_manager: Any, config: RunnableConfig) -> AsyncIterator[Any]:
             config = _held_back(config)
-            steps = self._course(_joined([item async for item in values]))
-            chunks: list[Any] = []
-            step, whole = next(steps), None
-            while True:
-                if isinstance(step, Check):
-                    result: Any = await self._acheck(step)
-                elif step.beside is not None and (verdict := await self._acheck(step.beside)).blocked:
-                    result = verdict, None
-                else:
-                    chunks = [chunk async for chunk in self.runnable.astream(step.value, config, **kwargs)]
-                    whole = _joined(chunks)
-                    result = whole if step.beside is None else (verdict, whole)
-                try:
-                    step = steps.send(result)
-                except StopIteration as done:
-                    for chunk in chunks if chunks and done.value is whole else [done.value]:
-                        yield chunk
-                    return
+            steps = self._stream_course(joined([value async for value in values]))
+            chunks: AsyncIterator[Any] | None = None
+            result: Any = None
+            try:
+                while True:
+                    try:
+                        step = steps.send(result)
+                    except StopIteration:
+                        return
+                    result = None
+                    if isinstance(step, Check):
+                        result = await self._acheck(step)
+                    elif isinstance(step, Open):
+                        await _aclose(chunks)
+                        chunks = self.runnable.astream(step.value, config, **kwargs)
+                        if step.beside is not None:
+                            first = asyncio.ensure_future(_first(chunks))
+                            try:
+                                verdict = await self._acheck(step.beside)
+                                result = verdict, END if verdict.blocked else await first
+                            finally:
+                                first.cancel()
+                                await asyncio.gather(first, return_exceptions=True)
+                    elif isinstance(step, Next):
+                        assert chunks is not None  # a course opens a stream before it asks for chunks
+                        result = await anext(chunks, END)
+                    else:
+                        for chunk in step.chunks:
+                            yield chunk
+            finally:
+                await _aclose(chunks)
 
         async for chunk in self._atransform_stream_with_config(input, run, config):
             yield chunk
 
     def _course(self, value: Any) -> Course:
-        return course(self.guard, value, beside=self.beside, message_out="Message" in repr(self.runnable.OutputType))
+        return course(self.guard, value, beside=self.beside, message_out=self._message_out)
+
+    def _stream_course(self, value: Any) -> StreamCourse:
+        return stream_course(self.guard, value, hold=self.hold, beside=self.beside, message_out=self._message_out)
+
+    @property
+    def _message_out(self) -> bool:
+        return "Message" in repr(self.runnable.OutputType)
 
     def _check(self, step: Check) -> Verdict:
-        return self.guard._verdicts([step.exchange], step.tasks)[0]
+        return self.guard._verdicts([step.exchange], step.tasks, step.reasoning)[0]
 
     async def _acheck(self, step: Check) -> Verdict:
-        return (await self.guard._averdicts([step.exchange], step.tasks))[0]
+        return (await self.guard._averdicts([step.exchange], step.tasks, step.reasoning))[0]
 
 
 def _held_back(config: RunnableConfig) -> RunnableConfig:
@@ -238,14 +281,19 @@ def _held_back(config: RunnableConfig) -> RunnableConfig:
     return {**config, "callbacks": callbacks}
 
 
-def _joined(chunks: list[Any]) -> Any:
-    """The whole that chunks add up to; chunks that do not add are taken as a list."""
-    if not chunks:
-        return ""
-    whole = chunks[0]
-    for chunk in chunks[1:]:
-        try:
-            whole = whole + chunk
-        except TypeError:
-            return chunks
-    return whole
+def _close(chunks: Iterator[Any]) -> None:
+    if hasattr(chunks, "close"):
+        chunks.close()
+
+
+def _close_after(chunks: Iterator[Any], _: Any) -> None:
+    _close(chunks)
+
+
+async def _aclose(chunks: AsyncIterator[Any] | None) -> None:
+    if chunks is not None and hasattr(chunks, "aclose"):
+        await chunks.aclose()
+
+
+async def _first(chunks: AsyncIterator[Any]) -> Any:
+    return await anext(chunks, END)

@@ -150,6 +150,11 @@ class Judge:
             windows += [(part, responses[0]) for part in requests]
         return windows
 
+    def last_window(self, response: str) -> int:
+        """Where the last window over a response begins, in characters: what its continuation is judged with."""
+        size = self.manifest.window
+        return len(response) - len(self._split(response, size - int(size * _REQUEST_SHARE))[-1])
+
     def _split(self, text: str, size: int) -> list[str]:
         return self.engine.split(text, size, min(_OVERLAP, size // 4))
 

@@ -1,0 +1,206 @@
+"""The course of one guarded stream, written once: chunks are withheld until what they add up to is cleared.
+
+A generator like `course`: it asks for checks, for the stream and its next chunk, and for chunks to be let go;
+whoever drives it (sync or async) carries that out and hands back what came of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from langchain_core.messages import BaseMessageChunk
+
+from .course import OUTPUT_TASKS, Check, asked, instead, with_note
+from .exchange import Exchange, read_answer, read_exchange, texts_of
+from .guard import GuardReasonerGuard
+from .verdict import Task, Verdict
+
+Hold = int | Literal["sentence", "answer"]
+"""What is held back of a stream: so many tokens, the sentence under way and the one before, or the whole answer."""
+
+END = object()
+"""What a driver hands back when the stream has no next chunk."""
+_LONGEST_SENTENCE = 64
+"""Tokens after which a sentence that does not end is checked all the same."""
+_SENTENCE_END = re.compile(r"[.!?]['\")\]*_]*\s|[\n\u3002\uff01\uff1f]")
+
+
+@dataclass(frozen=True)
+class Open:
+    """Asks for the runnable's stream to be opened; with a check beside it, for (verdict, first chunk)."""
+
+    value: Any
+    beside: Check | None = None
+
+
+@dataclass(frozen=True)
+class Next:
+    """Asks for the next chunk, or END."""
+
+
+@dataclass(frozen=True)
+class Emit:
+    """Asks for chunks to be handed to the consumer."""
+
+    chunks: list[Any]
+
+
+StreamCourse = Generator[Check | Open | Next | Emit, Any, None]
+
+
+def stream_course(
+    guard: GuardReasonerGuard, value: Any, *, hold: Hold, beside: bool, message_out: bool = False
+) -> StreamCourse:
+    """One guarded stream: check the input, open the stream, let go what is cleared, and what follows a block.
+
+    Args:
+        guard: Judges.
+        value: The runnable's input.
+        hold: How much is held back. With `on_violation="revise"` it is the whole answer, since what was seen
+            cannot be said anew; so it is for chunks other than text and messages.
+        beside: Whether the stream may be opened before the input is checked.
+        message_out: Whether the runnable answers with messages, for an input that is blocked before it does.
+
+    Raises:
+        Blocked: A check blocked and the policy says to raise.
+    """
+    exchange = guard.read(asked(read_exchange(value)))
+    policy = guard.policy
+    check = Check(exchange, ("request",))
+    if beside:
+        verdict, chunk = yield Open(value, check)
+    else:
+        verdict = yield check
+    if verdict.blocked:
+        yield Emit([instead(policy, verdict, None, value, message_out)])
+        return
+    if not beside:
+        yield Open(value)
+        chunk = yield Next()
+    revisions = policy.max_revisions if policy.on_violation == "revise" else 0
+    while True:
+        withheld = Withheld(guard, exchange, "answer" if revisions else hold)
+        while True:
+            if chunk is END or withheld.add(chunk):
+                verdict = yield from _verdict(guard, withheld.answered(), withheld.tasks)
+                if verdict is not None and verdict.blocked:
+                    break
+                yield Emit(withheld.cleared(chunk is END))
+                if chunk is END:
+                    return
+            chunk = yield Next()
+        if verdict.outcome != "verdict" or not revisions:
+            yield Emit([instead(policy, verdict, withheld.whole, value, message_out)])
+            return
+        revisions -= 1
+        yield Open(with_note(value, verdict))
+        chunk = yield Next()
+
+
+def _verdict(
+    guard: GuardReasonerGuard, answered: Exchange | None, tasks: tuple[Task, ...]
+) -> Generator[Check, Verdict, Verdict | None]:
+    """The verdict on what the stream has said so far; None where it has said nothing.
+
+    Where the score decides, reasons are written for a block alone: nobody sees those of what passes.
+    """
+    if answered is None:
+        return None
+    if guard.judge.manifest.decides == "reasoning":
+        verdict = yield Check(answered, OUTPUT_TASKS)
+        return verdict
+    verdict = yield Check(answered, tasks, "never")
+    if verdict.blocked and verdict.outcome == "verdict":
+        verdict = yield Check(answered, OUTPUT_TASKS)
+    return verdict
+
+
+class Withheld:
+    """The chunks of one answer that have not been let go.
+
+    A chunk is let go once the check after the one that first saw it has passed, so that it was judged with
+    what follows it; at the end of the stream, with the last check.
+
+    Args:
+        guard: Reads, counts tokens, knows the model's window.
+        exchange: The request.
+        hold: How much is held back.
+    """
+
+    def __init__(self, guard: GuardReasonerGuard, exchange: Exchange, hold: Hold) -> None:
+        self.whole: Any = None
+        """What all chunks add up to; a list where they do not add."""
+        self._guard = guard
+        self._exchange = exchange
+        self._hold = hold
+        self._chunks: list[Any] = []
+        self._seen = 0
+        """So many of the chunks have passed a check."""
+        self._judged = ""
+        self._begin = 0
+        """Where the model's window stands in the text; what lies before it was cleared."""
+        self._unjudged = 0
+        """Characters since the last check."""
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The labels that can block here; whether an answer refuses is said at its beginning."""
+        tasks = tuple(t for t in OUTPUT_TASKS if t in self._guard.policy.block and (t == "response" or not self._begin))
+        return tasks or ("response",)
+
+    def add(self, chunk: Any) -> bool:
+        """Takes a chunk; returns whether there is enough to be checked."""
+        self.whole = chunk if self.whole is None else _added(self.whole, chunk)
+        self._chunks.append(chunk)
+        self._unjudged += sum(len(text) for text in texts_of(chunk))
+        if self._hold == "answer" or not isinstance(self.whole, (str, BaseMessageChunk)):
+            return False
+        size = _LONGEST_SENTENCE if self._hold == "sentence" else max(1, int(self._hold) // 2)
+        if self._hold != "sentence" and self._unjudged <= size:  # a token has a character at least
+            return False
+        new = self._text()[len(self._judged) :]
+        if self._hold == "sentence" and _SENTENCE_END.search(new):
+            return True
+        return len(self._guard.judge.engine.split(new, size, 0)) > 1
+
+    def answered(self) -> Exchange | None:
+        """The exchange to be judged now; None where the chunks hold no text."""
+        text = self._text()
+        if not text.strip():
+            return None
+        if not text.startswith(self._judged[: self._begin]):
+            self._begin = 0  # a message's parts were put in another order
+        self._judged, self._unjudged = text, 0
+        self._guard.read(self._exchange.model_copy(update={"response": text}))  # holds all of it to max_characters
+        return self._exchange.model_copy(update={"response": text[self._begin :]})
+
+    def cleared(self, ended: bool) -> list[Any]:
+        """Chunks that may be let go now that a check has passed."""
+        free = len(self._chunks) if ended else self._seen
+        chunks, self._chunks = self._chunks[:free], self._chunks[free:]
+        self._seen = len(self._chunks)
+        self._begin += self._guard.judge.last_window(self._judged[self._begin :])
+        return chunks
+
+    def _text(self) -> str:
+        return "" if self.whole is None else read_answer(self.whole, self._exchange.request)
+
+
+def joined(chunks: Iterable[Any]) -> Any:
+    """The whole that chunks add up to; a list, where they do not add; an empty text, where there is none."""
+    whole: Any = None
+    for chunk in chunks:
+        whole = chunk if whole is None else _added(whole, chunk)
+    return "" if whole is None else whole
+
+
+def _added(whole: Any, chunk: Any) -> Any:
+    if isinstance(whole, list) and not isinstance(chunk, list):
+        return [*whole, chunk]
+    try:
+        return whole + chunk
+    except TypeError:
+        return [whole, chunk]
