@@ -1,7 +1,8 @@
 """Runs a model directory on ONNX Runtime: tokens in, probabilities and tokens out.
 
-It knows nothing of guarding. Whatever the last prompt and the next have in common from the start (the
+It knows nothing of guarding. Whatever a prompt has in common with one of the last from the start (the
 instruction, a request that is asked about twice) is read once: the key-value cache is rewound, not rebuilt.
+Short prompts that have nothing in common are read side by side.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 
 from .engine import Question, Scored, Written, windows
 from .errors import BadModelDir, DeviceUnavailable, EngineError, MissingExtra
+from .kept import Caches
 from .model_dir import Device, ModelDir
 from .template import Prompt
 
@@ -28,6 +30,8 @@ BATCH = 16
 """Most texts that are written side by side; more gain little on a CPU and cost memory."""
 _MOST_THREADS = 8
 """Left to itself the runtime takes one thread on some virtual machines; beyond some eight little is gained."""
+_SHORT = 128
+"""Tokens up to which prompts are read side by side; longer ones keep the processor busy by themselves."""
 _MOST_TOKENS = 1000
 """Likeliest tokens that a sample is drawn from."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -80,13 +84,28 @@ class OnnxEngine:
             raise BadModelDir(
                 f"{model.path} cannot be loaded ({error}). Export the model again with this release's versions."
             ) from error
-        self._kept: Any = None
-        self._kept_ids: list[int] = []
-        self._kept_room = 0
+        self._caches = self._new_caches()
 
     def score(self, questions: Sequence[Question], cancel: threading.Event | None = None) -> list[Scored]:
         """Probabilities of the words' first tokens after each prompt; see `Engine.score`."""
-        return [self._score(question, cancel) for question in questions]
+        encoded = [self._encode(question.prompt) for question in questions]
+        words = [self._words(question) for question in questions]
+        with self._running(cancel):
+            batches = self._side_by_side(encoded)
+        scored: dict[int, Scored] = {}
+        for batch in batches:
+            with self._running(cancel):
+                rows = self._read_batch([encoded[index] for index in batch])
+                for index, logits in zip(batch, rows, strict=True):
+                    scored[index] = Scored(_odds(logits[words[index]]), len(encoded[index]))
+        for index, ids in enumerate(encoded):
+            if index not in scored:
+                with self._running(cancel):
+                    kept, read = self._caches.read(ids)
+                    odds = _odds(np.asarray(kept.generator.get_logits())[0, -1, words[index]])
+                    self._caches.keep(kept)
+                    scored[index] = Scored(odds, read)
+        return [scored[index] for index in range(len(questions))]
 
     def generate(
         self,
@@ -100,6 +119,8 @@ class OnnxEngine:
     ) -> list[Written]:
         """Continues the prompts in batches of at most 16 of like length; see `Engine.generate`."""
         encoded = [self._encode(prompt) for prompt in prompts]
+        if len(prompts) == 1 and temperature <= 0:
+            return [self._continue(encoded[0], max_tokens, cancel)]
         order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
         written: dict[int, Written] = {}
         for start in range(0, len(order), BATCH):
@@ -123,44 +144,65 @@ class OnnxEngine:
             ids += self._ids(part)
         return ids
 
-    def _score(self, question: Question, cancel: threading.Event | None) -> Scored:
-        ids = self._encode(question.prompt)
+    def _words(self, question: Question) -> list[int]:
         words = [self._ids(f" {word}")[0] for word in question.words]
         if len(set(words)) < len(words):
             raise EngineError(f"{question.words} begin with the same token; their probabilities cannot be told apart.")
-        with self._running(cancel):
-            read = self._read(ids)
-            logits = np.asarray(self._kept.get_logits(), dtype=np.float64)[0, -1, words]
-            if not np.isfinite(logits).all():
-                self._kept = None
-                raise EngineError("The model's scores are not numbers. Export it in a higher precision.")
-        odds = np.exp(logits - logits.max())
-        return Scored(tuple(float(p) for p in odds / odds.sum()), read)
+        return words
 
-    def _read(self, ids: list[int]) -> int:
-        """Brings the kept cache to hold exactly `ids`; returns how many tokens had to be read."""
-        # what is interrupted half-way (Ctrl-C too) must not be taken for a whole cache by the next call
-        kept, self._kept = self._kept, None
-        if kept is None or len(ids) > self._kept_room:
-            self._kept_room = max(len(ids), self._manifest.window + _MARGIN)
-            kept, self._kept_ids = self._generator(self._kept_room, 1, {"do_sample": False}), []
-        shared = 0
-        # the last token is read again even where all agree, for its logits
-        while shared < min(len(ids) - 1, len(self._kept_ids)) and ids[shared] == self._kept_ids[shared]:
-            shared += 1
-        if shared < len(self._kept_ids):
-            kept.rewind_to(shared)
-        kept.append_tokens(np.array(ids[shared:], dtype=np.int32))
-        self._kept, self._kept_ids = kept, ids
-        return len(ids) - shared
+    def _side_by_side(self, encoded: Sequence[list[int]]) -> list[list[int]]:
+        """Which prompts are read in one batch: short ones that go on from nothing that was read before.
+
+        A batch reads each prompt whole, so what shares its beginning with its neighbour is left to the caches.
+        """
+        free = [
+            index
+            for index, ids in enumerate(encoded)
+            if len(ids) <= _SHORT
+            and not any(_common(ids, other) > len(ids) // 2 for other in encoded[max(0, index - 1) : index])
+            and not any(_common(ids, other) > len(ids) // 2 for other in encoded[index + 1 : index + 2])
+            and self._caches.share(ids) <= len(ids) // 2
+        ]
+        free.sort(key=lambda index: len(encoded[index]))
+        batches = [free[at : at + BATCH] for at in range(0, len(free), BATCH)]
+        return [batch for batch in batches if len(batch) > 1]
+
+    def _read_batch(self, batch: Sequence[list[int]]) -> np.ndarray[Any, Any]:
+        """The last token's logits of each prompt; (prompts, vocabulary)."""
+        padded = self._padded(batch)
+        generator = self._generator(padded.shape[1] + 1, len(batch), {"do_sample": False})
+        generator.append_tokens(padded)
+        return np.asarray(generator.get_logits())[:, -1]
+
+    def _padded(self, batch: Sequence[list[int]]) -> np.ndarray[Any, Any]:
+        """Padded on the right: the attention op keeps each row's own length and overwrites the padding."""
+        longest = max(map(len, batch))
+        return np.array([ids + [self._manifest.end_token] * (longest - len(ids)) for ids in batch], dtype=np.int32)
+
+    def _continue(self, ids: list[int], max_tokens: int, cancel: threading.Event | None) -> Written:
+        """Writes one greedy answer on top of what is kept, so that a prompt that was scored is not read again."""
+        with self._running(cancel):
+            kept, _ = self._caches.read(ids, max_tokens)
+            generator = kept.generator
+            count = 0
+            while count < max_tokens and not generator.is_done():
+                if cancel is not None and cancel.is_set():
+                    raise EngineError("The call was cancelled.")
+                generator.generate_next_token()
+                count += 1
+            row = np.asarray(generator.get_sequence(0))[len(ids) :].tolist()
+            complete = bool(generator.is_done())
+            generator.rewind_to(len(ids))
+            self._caches.keep(kept)
+        end = self._manifest.end_token
+        row = row[: row.index(end)] if end in row else row
+        return Written(self._tokenizer.decode(row), len(row) + complete, complete)
 
     def _write(
         self, batch: list[list[int]], max_tokens: int, sampling: dict[str, Any], cancel: threading.Event | None
     ) -> list[Written]:
-        longest = max(map(len, batch))
-        end = self._manifest.end_token
-        # padded on the right: the attention op keeps each row's own length and overwrites the padding
-        padded = np.array([ids + [end] * (longest - len(ids)) for ids in batch], dtype=np.int32)
+        padded = self._padded(batch)
+        longest, end = padded.shape[1], self._manifest.end_token
         with self._running(cancel):
             generator = self._generator(longest + max_tokens, len(batch), sampling)
             generator.append_tokens(padded)
@@ -184,6 +226,9 @@ class OnnxEngine:
         most = min(_MOST_TOKENS, self._tokenizer.get_vocab_size())
         return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": most, "random_seed": seed}
 
+    def _new_caches(self) -> Caches:
+        return Caches(lambda room: self._generator(room, 1, {"do_sample": False}), self._manifest.window + _MARGIN)
+
     def _generator(self, room: int, rows: int, sampling: dict[str, Any]) -> Any:
         params = self._runtime.GeneratorParams(self._model)
         params.set_search_options(max_length=room, batch_size=rows, **sampling)
@@ -191,7 +236,7 @@ class OnnxEngine:
 
     @contextmanager
     def _running(self, cancel: threading.Event | None) -> Iterator[None]:
-        """One caller at a time; whatever the runtime raises leaves as an EngineError, the cache dropped."""
+        """One caller at a time; whatever the runtime raises leaves as an EngineError, the caches dropped."""
         with self._lock:
             if cancel is not None and cancel.is_set():
                 raise EngineError("The call was cancelled.")
@@ -200,8 +245,22 @@ class OnnxEngine:
             except EngineError:
                 raise
             except Exception as error:  # the runtime raises RuntimeError, MemoryError and its own
-                self._kept = None
+                self._caches = self._new_caches()
                 raise EngineError(f"The model could not be run: {error}. See `guardreasoner doctor`.") from error
+
+
+def _odds(logits: np.ndarray[Any, Any]) -> tuple[float, ...]:
+    """Probabilities of the words alone, from their logits."""
+    logits = logits.astype(np.float64)
+    if not np.isfinite(logits).all():
+        raise EngineError("The model's scores are not numbers. Export it in a higher precision.")
+    odds = np.exp(logits - logits.max())
+    return tuple(float(p) for p in odds / odds.sum())
+
+
+def _common(ids: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two texts have in common from the start."""
+    return next((at for at, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b), min(len(ids), len(other)))
 
 
 def _processors() -> int:

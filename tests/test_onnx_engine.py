@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from guardreasoner_guard import DeviceUnavailable, EngineError, GuardReasonerGuard
 from guardreasoner_guard.engine import Question
+from guardreasoner_guard.kept import MOST
 from guardreasoner_guard.model_dir import open_model
 from guardreasoner_guard.onnx_engine import OnnxEngine
 from guardreasoner_guard.template import SHORT, Prompt
@@ -27,6 +30,17 @@ def engine() -> OnnxEngine:
     return OnnxEngine(open_model("bundled"), "cpu")
 
 
+def spoil(engine: OnnxEngine, **methods: Any) -> None:
+    """Gives every cache a generator of which some methods act otherwise."""
+    for text in REQUESTS:
+        engine.score([question(text)])
+    for kept in engine._caches._kept:
+        real = kept.generator
+        names = ("rewind_to", "append_tokens", "get_logits", "generate_next_token", "is_done", "get_sequence")
+        given = {name: partial(methods[name], real) if name in methods else getattr(real, name) for name in names}
+        kept.generator = SimpleNamespace(**given)
+
+
 def question(request: str, response: str | None = None) -> Question:
     return Question(SHORT.render(request, response) + SHORT.score_prefix("request", {}), WORDS)
 
@@ -39,7 +53,8 @@ def test_a_score_is_a_probability(engine: OnnxEngine) -> None:
 
 def test_the_instruction_is_read_once_and_a_rewound_cache_gives_the_same_score(engine: OnnxEngine) -> None:
     fresh = [OnnxEngine(open_model("bundled"), "cpu").score([question(text)])[0] for text in REQUESTS[:2]]
-    engine.score([question("Something else entirely, to fill the cache.")])
+    for word in ("apples", "rivers", "trains", "clouds", "letters")[: MOST + 1]:  # until no cache is new
+        engine.score([question(f"{word} " * 20)])
     kept = [engine.score([question(text)])[0] for text in REQUESTS[:2]]
     for first, again in zip(fresh, kept, strict=True):
         assert again.probabilities == pytest.approx(first.probabilities, abs=2e-2)
@@ -78,8 +93,8 @@ def test_every_copy_of_a_prompt_is_sampled_anew_and_comes_again_with_its_seed(en
 def test_top_p_limits_what_is_sampled_and_nothing_else_does(engine: OnnxEngine) -> None:
     import numpy as np
 
-    engine._read(engine._ids("Tell me how"))
-    logits = np.asarray(engine._kept.get_logits(), dtype=np.float64)[0, -1]
+    kept, _ = engine._caches.read(engine._ids("Tell me how"))
+    logits = np.asarray(kept.generator.get_logits(), dtype=np.float64)[0, -1]
     ranked = np.argsort(-logits)
     odds = np.exp((logits[ranked] - logits.max()) / 1.5)
     likely = ranked[: int((odds.cumsum() / odds.sum() < 0.6).sum())]  # rounding moves the bound of a half a little
@@ -137,15 +152,11 @@ def test_the_runtimes_telemetry_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_runtime_that_fails_is_an_engine_error_and_the_next_call_is_fine(engine: OnnxEngine) -> None:
-    class Broken:
-        def rewind_to(self, length: int) -> None:
-            pass
-
-        def append_tokens(self, tokens: Any) -> None:
-            raise RuntimeError("device lost")
+    def lost(_: Any, tokens: Any) -> None:
+        raise RuntimeError("device lost")
 
     before = engine.score([question(REQUESTS[0])])[0]
-    engine._kept = Broken()
+    spoil(engine, append_tokens=lost)
     with pytest.raises(EngineError, match="device lost"):
         engine.score([question(REQUESTS[1])])
     assert engine.score([question(REQUESTS[0])])[0].probabilities == pytest.approx(before.probabilities, abs=2e-2)
@@ -153,38 +164,58 @@ def test_a_runtime_that_fails_is_an_engine_error_and_the_next_call_is_fine(engin
 
 def test_a_call_that_is_interrupted_leaves_no_half_read_cache(engine: OnnxEngine) -> None:
     expected = engine.score([question(REQUESTS[1])])[0].probabilities
-    kept = engine._kept
 
-    class Interrupted:
-        rewind_to = kept.rewind_to
+    def interrupted(real: Any, tokens: Any) -> None:
+        real.append_tokens(tokens)
+        raise KeyboardInterrupt
 
-        def append_tokens(self, tokens: Any) -> None:
-            kept.append_tokens(tokens)
-            raise KeyboardInterrupt
-
-    engine._kept = Interrupted()
-    with pytest.raises(KeyboardInterrupt):
-        engine.score([question(REQUESTS[0])])
+    spoil(engine, append_tokens=interrupted)
+    for text in REQUESTS:
+        with pytest.raises(KeyboardInterrupt):
+            engine.score([question(text)])
     assert engine.score([question(REQUESTS[1])])[0].probabilities == pytest.approx(expected, abs=2e-2)
 
 
-def test_numbers_that_are_none_are_an_engine_error(engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_that_are_none_are_an_engine_error(engine: OnnxEngine) -> None:
     import numpy as np
 
-    engine.score([question(REQUESTS[0])])
-    kept = engine._kept
-
-    class NotFinite:
-        rewind_to = kept.rewind_to
-        append_tokens = kept.append_tokens
-
-        def get_logits(self) -> Any:
-            return np.full((1, 1, 49152), np.nan)
-
-    engine._kept = NotFinite()
-    with pytest.raises(EngineError, match="not numbers"):
-        engine.score([question(REQUESTS[1])])
+    spoil(engine, get_logits=lambda _: np.full((1, 1, 49152), np.nan))
+    for text in REQUESTS:
+        with pytest.raises(EngineError, match="not numbers"):
+            engine.score([question(text)])
     assert engine.score([question(REQUESTS[1])])[0].probabilities[0] > 0
+
+
+def test_a_prompt_that_was_scored_is_not_read_again_to_be_answered(engine: OnnxEngine) -> None:
+    read: list[int] = []
+
+    def noting(real: Any, tokens: Any) -> None:
+        read.append(len(tokens))
+        real.append_tokens(tokens)
+
+    prompt = SHORT.render(REQUESTS[1]) + SHORT.reasoning_prefix(("request",))
+    fresh = OnnxEngine(open_model("bundled"), "cpu").generate([prompt], max_tokens=40)
+    spoil(engine, append_tokens=noting)
+    scored = engine.score([question(REQUESTS[1])])
+    assert engine.generate([prompt], max_tokens=40) == fresh
+    assert engine.score([question(REQUESTS[1])])[0].probabilities == pytest.approx(scored[0].probabilities, abs=2e-2)
+    assert sum(read) < 40, "the prompt is some 30 tokens, and stays in the cache through all three"
+
+
+def test_talks_that_take_turns_keep_their_caches(engine: OnnxEngine) -> None:
+    talks = ["Once upon a time " * 30, "The history of bread " * 30, "A walk along the river " * 30]
+    for talk in talks:
+        engine.score([question("hi", talk)])
+    for talk in talks:
+        assert engine.score([question("hi", talk + "and so on.")])[0].tokens < 20
+
+
+def test_short_prompts_are_scored_the_same_alone_and_side_by_side(engine: OnnxEngine) -> None:
+    texts = [*REQUESTS, "Why is the sky blue?", "A long one " * 60, REQUESTS[0]]
+    alone = [OnnxEngine.score(engine, [question(text)])[0].probabilities[0] for text in texts]
+    fresh = OnnxEngine(open_model("bundled"), "cpu")
+    together = fresh.score([question(text) for text in texts])
+    assert [scored.probabilities[0] for scored in together] == pytest.approx(alone, abs=2e-2)
 
 
 def test_a_cancelled_call_stops(engine: OnnxEngine) -> None:
