@@ -10,6 +10,7 @@ from .errors import (
     GuardError,
     GuardTimeout,
     MissingExtra,
+    Overloaded,
     UnreadableAnswer,
 )
 from .exchange import Exchange
@@ -31,6 +32,7 @@ __all__ = [
     "GuardReasonerGuard",
     "GuardTimeout",
     "MissingExtra",
+    "Overloaded",
     "Policy",
     "ReasoningStep",
     "ScriptedEngine",

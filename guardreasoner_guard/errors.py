@@ -4,7 +4,8 @@ GuardError
 ├── BadInput           what was handed in cannot be judged (also a ValueError)
 ├── BadModelDir        a model directory is missing, damaged or of another version
 ├── EngineError        the model could not run
-│   └── DeviceUnavailable   CUDA was asked for and is not there
+│   ├── DeviceUnavailable   CUDA was asked for and is not there
+│   └── Overloaded          too many checks wait for the model already
 ├── UnreadableAnswer   the model's answer does not hold the labels that were asked for
 ├── GuardTimeout       judging took longer than allowed (also a TimeoutError)
 ├── MissingExtra       an optional package is not installed (also an ImportError)
@@ -37,6 +38,10 @@ class EngineError(GuardError):
 
 class DeviceUnavailable(EngineError):
     """The device that was asked for is not usable on this machine."""
+
+
+class Overloaded(EngineError):
+    """Too many checks wait for the model already; try again later."""
 
 
 class UnreadableAnswer(GuardError):

@@ -100,10 +100,10 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
         }
         super().__init__(**settings)
         if isinstance(model, (str, Path)):
-            from .onnx_engine import OnnxEngine
+            from .onnx_engine import shared_engine
 
             directory = open_model(model)
-            engine: Engine = OnnxEngine(directory, device)
+            engine: Engine = shared_engine(directory, device)
             manifest = directory.manifest
         elif all(hasattr(model, name) for name in ("score", "generate", "split")):
             engine, manifest = model, manifest or SCRIPTED_MANIFEST

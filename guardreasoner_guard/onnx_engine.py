@@ -15,9 +15,11 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 import numpy as np
 
+from .batcher import Batcher
 from .engine import Question, Scored, Written, windows
 from .errors import BadModelDir, DeviceUnavailable, EngineError, MissingExtra
 from .kept import Caches
@@ -37,6 +39,24 @@ _MOST_TOKENS = 1000
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MARGIN = 384
 """Cache kept beyond a window: instruction, markers, forced prefix and a short answer fit in it."""
+
+
+_SHARED: WeakValueDictionary[tuple[str, str], Batcher] = WeakValueDictionary()
+_SHARING = threading.Lock()
+
+
+def shared_engine(model: ModelDir, device: Device = "auto") -> Batcher:
+    """The engine of a model directory: loaded once, however many guards use it, and given back with the last.
+
+    Raises:
+        DeviceUnavailable, MissingExtra, BadModelDir: As `OnnxEngine`.
+    """
+    key = (f"{model.path.resolve()}\n{model.manifest.model_dump_json()}", device)
+    with _SHARING:
+        engine = _SHARED.get(key)
+        if engine is None:
+            engine = _SHARED[key] = Batcher(OnnxEngine(model, device))
+        return engine
 
 
 class OnnxEngine:
