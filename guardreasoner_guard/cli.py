@@ -112,16 +112,36 @@ def export(
 @app.command()
 def calibrate(
     result: Annotated[Path, typer.Argument(help="What `evaluate` wrote, with direct scores.")],
-    model: Annotated[Path, typer.Option(help="The model directory whose thresholds are set.")],
+    model: Annotated[Path, typer.Option(help="The model directory that is set.")],
+    false_positives: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Set thresholds alone: so large a share of harmless rows may be flagged."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Where a reliability plot is drawn, as PNG.")] = None,
 ) -> None:
-    """Set a model's thresholds: one a task, fitted on the first half of an evaluation's rows."""
-    from guardreasoner_guard.training.evaluate import Prediction, shipped_thresholds
+    """Set what a model's scores mean, its thresholds and its band of doubt: fitted on half of an evaluation's rows.
+
+    With --false-positives only thresholds are set, for the share of a log of harmless traffic (rows labelled
+    unharmful or compliance) that may be flagged; all its rows count.
+    """
+    from guardreasoner_guard.training import calibrate as run
+    from guardreasoner_guard.training.evaluate import Prediction
     from guardreasoner_guard.training.export import set_thresholds
 
+    from .model_dir import open_model
+
     predictions = [Prediction(**item) for item in json.loads(result.read_text(encoding="utf-8"))["predictions"]]
-    thresholds = shipped_thresholds(predictions)
-    set_thresholds(model, thresholds)
-    typer.echo(json.dumps(thresholds))
+    if false_positives is not None:
+        thresholds = run.threshold_for(predictions, false_positives)
+        set_thresholds(model, thresholds)
+        typer.echo(json.dumps(thresholds))
+        return
+    fitted = run.calibrate(predictions, open_model(model).manifest)
+    run.set_calibration(model, fitted)
+    if plot is not None:
+        run.draw_reliability(predictions, fitted, plot)
+    for task, one in fitted.items():
+        typer.echo(json.dumps({"task": task, **one.model_dump()}))
 
 
 def as_record(verdict: Verdict) -> dict[str, Any]:

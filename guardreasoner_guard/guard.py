@@ -327,12 +327,16 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
         return [self._verdict(judgement, milliseconds) for judgement in found]
 
     def _verdict(self, found: Judgement, milliseconds: float) -> Verdict:
+        said = [found.labels]
+        if not found.consistent and self.policy.on_disagreement == "careful":
+            said += [found.by_score, found.by_reasoning]
+        blocking = next((labels for labels in said if self.policy.blocks(labels)), found.labels)
         return Verdict(
             request=found.labels.get("request"),
             completion=found.labels.get("completion"),
             response=found.labels.get("response"),
-            blocked=self.policy.blocks(found.labels),
-            reasons=reasons(found.labels, self.policy, found.steps),
+            blocked=self.policy.blocks(blocking),
+            reasons=reasons(blocking, self.policy, found.steps),
             reasoning=found.steps,
             scores=found.scores,
             mode=found.mode,

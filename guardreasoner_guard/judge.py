@@ -5,7 +5,6 @@ A text longer than the model's window is judged in overlapping windows; the wors
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from . import answer
 from .engine import Engine, Question, Scored
 from .errors import BadInput, EngineError, UnreadableAnswer
 from .exchange import Exchange
-from .model_dir import Manifest
+from .model_dir import Manifest, log_odds
 from .template import Prompt, template
 from .verdict import LABELS, TASKS, Mode, ReasoningStep, Task
 
@@ -36,6 +35,7 @@ class Judgement:
     labels: dict[Task, str] = field(default_factory=dict)
     scores: dict[Task, float] = field(default_factory=dict)
     steps: tuple[ReasoningStep, ...] = ()
+    by_score: dict[Task, str] = field(default_factory=dict)
     by_reasoning: dict[Task, str] = field(default_factory=dict)
     unreadable: int = 0
     """Written answers that lacked a label."""
@@ -46,8 +46,8 @@ class Judgement:
 
     @property
     def consistent(self) -> bool:
-        """Whether the written answer, where there is one, ends with the labels that count."""
-        return all(self.labels.get(task) == label for task, label in self.by_reasoning.items())
+        """Whether score and written answer, where there are both, say the same."""
+        return all(self.by_score.get(task, label) == label for task, label in self.by_reasoning.items())
 
 
 @dataclass
@@ -186,6 +186,8 @@ class Judge:
         probability = scored.probabilities[0]
         if not 0 <= probability <= 1:
             raise EngineError(f"The model's score is {probability}, not a probability. See `guardreasoner doctor`.")
+        if task in self.manifest.calibration:
+            probability = self.manifest.calibration[task].apply(probability)
         judgement.prompt_tokens += scored.tokens
         label = LABELS[task][0 if probability >= self.manifest.thresholds[task] else 1]
         if task in stage.tasks:
@@ -195,7 +197,7 @@ class Judge:
             # whether an answer refuses is said at its beginning, so its first window decides that
             if task not in judgement.scores or (probability > judgement.scores[task] and task != "completion"):
                 judgement.scores[task] = probability
-                judgement.labels[task] = label
+                judgement.labels[task] = judgement.by_score[task] = label
         return label
 
     def _worst(self, stages: list[_Stage], judgements: list[Judgement]) -> list[_Stage]:
@@ -228,7 +230,7 @@ class Judge:
         if blocks({task: judgement.labels[task] for task in stage.tasks}):
             return True
         return any(
-            abs(_log_odds(judgement.scores[task]) - _log_odds(self.manifest.thresholds[task])) < self.manifest.doubt
+            abs(log_odds(judgement.scores[task]) - log_odds(self.manifest.thresholds[task])) < self.manifest.doubt[task]
             for task in stage.tasks
         )
 
@@ -331,8 +333,3 @@ class Judge:
                 agreed.add(index)
                 told[index] = text
         return list(told.values())
-
-
-def _log_odds(probability: float) -> float:
-    bounded = min(max(probability, 1e-9), 1 - 1e-9)
-    return math.log(bounded / (1 - bounded))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,34 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 
 
+def log_odds(probability: float) -> float:
+    """ln(p / (1 - p)), kept finite."""
+    bounded = min(max(probability, 1e-9), 1 - 1e-9)
+    return math.log(bounded / (1 - bounded))
+
+
+class Calibration(BaseModel):
+    """A line through a score's log-odds, after which it means what it says (Platt)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    slope: float = Field(default=1.0, gt=0)
+    shift: float = 0.0
+
+    def apply(self, probability: float) -> float:
+        """The calibrated probability."""
+        return 1 / (1 + math.exp(-(self.slope * log_odds(probability) + self.shift)))
+
+    def then(self, other: Calibration) -> Calibration:
+        """Both, this one first."""
+        return Calibration(slope=self.slope * other.slope, shift=other.slope * self.shift + other.shift)
+
+
 def _even_odds() -> dict[Task, float]:
+    return dict.fromkeys(TASKS, 0.5)
+
+
+def _half_a_step() -> dict[Task, float]:
     return dict.fromkeys(TASKS, 0.5)
 
 
@@ -44,6 +72,8 @@ class Manifest(BaseModel):
     end_token: int
     window: int = Field(default=1024, gt=64)
     """Longest text, in tokens, that is judged in one piece."""
+    calibration: dict[Task, Calibration] = {}
+    """What a task's score is put through before it is compared or shown; nothing for a task that is not named."""
     thresholds: dict[Task, float] = Field(default_factory=_even_odds)
     """Probability of the positive class from which a score says harmful, refusal, harmful."""
 
@@ -56,8 +86,14 @@ class Manifest(BaseModel):
 
     decides: Literal["score", "reasoning"] = "reasoning"
     """Which of the two measured better as the judge: the direct score, or the label after the reasoning."""
-    doubt: float = Field(default=0.5, ge=0)
-    """Adaptive mode reasons where the log-odds lie closer to the threshold's than this."""
+    doubt: dict[Task, float] = Field(default_factory=_half_a_step)
+    """Adaptive mode reasons where a task's log-odds lie closer to the threshold's than this."""
+
+    @field_validator("doubt", mode="before")
+    @classmethod
+    def _for_each_task(cls, doubt: Any) -> Any:
+        return dict.fromkeys(TASKS, doubt) if isinstance(doubt, (int, float)) else doubt
+
     parity: dict[str, float] = {}
     """Measured distance from the torch model on real rows."""
     provenance: dict[str, Any] = {}

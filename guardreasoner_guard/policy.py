@@ -28,6 +28,9 @@ class Policy(BaseModel):
     on_violation: Violation = "raise"
     max_revisions: int = Field(default=1, ge=0)
     """How often `revise` asks the wrapped model again before it explains."""
+    on_disagreement: Literal["careful", "trust"] = "careful"
+    """Where direct score and reasoned answer part: `careful` blocks if either would block, `trust` goes by the one
+    that measured better in this model. The labels of the verdict are that one's either way."""
 
     def blocks(self, labels: Mapping[Task, str | None]) -> bool:
         """Whether these labels block."""

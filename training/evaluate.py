@@ -10,11 +10,10 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import track
 
-from guardreasoner_guard.errors import BadInput
 from guardreasoner_guard.exchange import Exchange
 from guardreasoner_guard.judge import Judge, Reasoning
 from guardreasoner_guard.policy import Policy
-from guardreasoner_guard.verdict import LABELS, Task
+from guardreasoner_guard.verdict import LABELS
 
 from .benchmarks import ASKS, BENCHMARKS, BenchmarkRow
 
@@ -182,6 +181,16 @@ def fit_threshold(predictions: Sequence[Prediction]) -> float:
     return candidates[smoothed.index(max(smoothed))]
 
 
+def weighted_f1(predictions: Sequence[Prediction]) -> float:
+    """F1 in percent over the benchmarks of one task, weighted as in the paper."""
+    by_benchmark: dict[str, list[Prediction]] = {}
+    for prediction in predictions:
+        by_benchmark.setdefault(prediction.benchmark, []).append(prediction)
+    weights = {name: BENCHMARKS[name].weight if name in BENCHMARKS else len(p) for name, p in by_benchmark.items()}
+    total = sum(weights[name] * f1((p.label, p.predicted) for p in part) for name, part in by_benchmark.items())
+    return round(total / max(1, sum(weights.values())), 2)
+
+
 def _at(part: Sequence[Prediction], threshold: float) -> Iterable[tuple[str, str]]:
     for prediction in part:
         words = LABELS[ASKS[prediction.task]]  # type: ignore[index]
@@ -222,19 +231,3 @@ def cross_fitted(predictions: Sequence[Prediction]) -> dict[str, float]:
         for name, value in averages.items():
             totals[name] = totals.get(name, 0.0) + value / 2
     return {name: round(value, 2) for name, value in totals.items()}
-
-
-def shipped_thresholds(predictions: Sequence[Prediction]) -> dict[Task, float]:
-    """One threshold for each task that has scored rows, fitted on the first half of them alone.
-
-    Raises:
-        BadInput: No row has a score.
-    """
-    first, _ = halves([p for p in predictions if p.score is not None])
-    if not first:
-        raise BadInput("No prediction has a score. Evaluate with --reasoning never, then calibrate.")
-    return {
-        ASKS[task]: fit_threshold([p for p in first if p.task == task])
-        for task in ASKS
-        if any(p.task == task for p in first)
-    }

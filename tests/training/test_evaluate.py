@@ -11,11 +11,10 @@ from guardreasoner_guard.training.evaluate import (
     f1,
     fit_threshold,
     halves,
-    shipped_thresholds,
     summary,
 )
 
-from guardreasoner_guard import BadInput, ScriptedEngine
+from guardreasoner_guard import ScriptedEngine
 from guardreasoner_guard.guard import SCRIPTED_MANIFEST
 from guardreasoner_guard.judge import Judge
 
@@ -77,29 +76,6 @@ def test_a_threshold_fitted_on_one_half_is_scored_on_the_other() -> None:
     assert cross_fitted(made)["prompt"] == 100.0
 
 
-def test_shipped_thresholds_know_the_first_half_alone() -> None:
-    made = []
-    for task, words in (
-        ("prompt", ("harmful", "unharmful")),
-        ("response", ("harmful", "unharmful")),
-        ("refusal", ("refusal", "compliance")),
-    ):
-        made += [
-            prediction(n, words[n // 2 % 2], 0.9 - 0.5 * (n // 2 % 2) - 0.1 * (n % 2), task, task) for n in range(80)
-        ]
-    thresholds = shipped_thresholds(made)
-    changed = [p.model_copy(update={"score": 0.5}) if n % 2 else p for n, p in enumerate(made)]
-    assert shipped_thresholds(changed) == thresholds
-    assert set(thresholds) == {"request", "completion", "response"}
-
-
 def test_adaptive_reasons_about_what_would_be_blocked() -> None:
     result = evaluate(Judge(ScriptedEngine(), SCRIPTED_MANIFEST), [row(1, "harmful"), row(2, "unharmful")], "adaptive")
     assert [bool(p["reasoning"]) for p in result["predictions"]] == [True, False]
-
-
-def test_a_task_without_scores_gets_no_threshold() -> None:
-    made = [prediction(n, "harmful" if n % 3 == 0 else "unharmful", 0.2 if n % 3 == 0 else 0.05) for n in range(60)]
-    assert set(shipped_thresholds(made)) == {"request"}
-    with pytest.raises(BadInput, match="No prediction has a score"):
-        shipped_thresholds([p.model_copy(update={"score": None}) for p in made])
