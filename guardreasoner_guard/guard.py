@@ -20,6 +20,7 @@ from .exchange import Exchange, read_exchange
 from .judge import Judge, Judgement, Reasoning
 from .model_dir import Device, Manifest, open_model
 from .policy import Policy, reasons
+from .remembered import Remembered
 from .verdict import TASKS, Task, Usage, Verdict
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
         timeout: Seconds one check may take, waiting for its turn included; None = no limit. Many checks at
             once may take as many times that.
         max_characters: Longest text that is accepted; a longer one is a BadInput, never cut.
+        remember: Seconds for which a verdict is given again for exactly the same text, the last 1,024; 0 = never.
+            Failures and timeouts are never remembered.
         manifest: For an Engine of your own: its template and thresholds, and whether score or reasoning decides.
         name: What LangChain's traces call the guard.
 
@@ -69,10 +72,12 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
     on_failure: OnFailure = "block"
     timeout: float | None = Field(default=None, gt=0)
     max_characters: int = Field(default=200_000, gt=0)
+    remember: float = Field(default=300.0, ge=0)
     manifest: Manifest | None = None
 
     _judge: Judge = PrivateAttr()
     _threads: ThreadPoolExecutor = PrivateAttr()
+    _remembered: Remembered = PrivateAttr()
 
     def __init__(
         self,
@@ -84,6 +89,7 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
         on_failure: OnFailure = "block",
         timeout: float | None = None,
         max_characters: int = 200_000,
+        remember: float = 300.0,
         manifest: Manifest | None = None,
         name: str | None = None,
     ) -> None:
@@ -95,6 +101,7 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
             "on_failure": on_failure,
             "timeout": timeout,
             "max_characters": max_characters,
+            "remember": remember,
             "manifest": manifest,
             "name": name,
         }
@@ -111,6 +118,7 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
             raise BadInput(f"A {type(model).__name__} is no model. Pass 'bundled', a directory, a hub id or an Engine.")
         self._judge = Judge(engine, manifest)
         self._threads = ThreadPoolExecutor(engine.concurrency, thread_name_prefix="guard")
+        self._remembered = Remembered(remember)
 
     @property
     def judge(self) -> Judge:
@@ -322,9 +330,17 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
         cancel: threading.Event,
         start: float,
     ) -> list[Verdict]:
-        found = self._judge.judge(exchanges, reasoning, tasks=tasks, blocks=self.policy.blocks, cancel=cancel)
-        milliseconds = (time.perf_counter() - start) * 1000 / max(1, len(exchanges))
-        return [self._verdict(judgement, milliseconds) for judgement in found]
+        asked = [reasoning, self.policy.on_disagreement, *sorted(tasks), *self.policy.block]
+        verdicts = {index: self._remembered.find(exchange, asked) for index, exchange in enumerate(exchanges)}
+        new = [index for index, verdict in verdicts.items() if verdict is None]
+        found = self._judge.judge(
+            [exchanges[index] for index in new], reasoning, tasks=tasks, blocks=self.policy.blocks, cancel=cancel
+        )
+        milliseconds = (time.perf_counter() - start) * 1000 / max(1, len(new))
+        for index, judgement in zip(new, found, strict=True):
+            verdict = verdicts[index] = self._verdict(judgement, milliseconds)
+            self._remembered.add(exchanges[index], asked, verdict)
+        return [verdict for verdict in verdicts.values() if verdict is not None]
 
     def _verdict(self, found: Judgement, milliseconds: float) -> Verdict:
         said = [found.labels]

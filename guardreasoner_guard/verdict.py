@@ -74,6 +74,8 @@ class Verdict(BaseModel):
     """The labels the written answer ended with, where one was written."""
     windows: int = 1
     """How many windows a long text was judged in; the worst decides."""
+    remembered: bool = False
+    """Whether it was reached before, on exactly the same text, and cost nothing now."""
     error: str | None = None
     """What went wrong, when `outcome` is not `verdict`."""
     model: str = ""

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = {
     "errors": 0, "verdict": 0,
     "exchange": 1, "template": 1, "answer": 1, "policy": 1, "engine": 1, "model_dir": 1,
-    "batcher": 1, "kept": 1, "onnx_engine": 2, "remote_engine": 2,
+    "batcher": 1, "kept": 1, "remembered": 2, "onnx_engine": 2, "remote_engine": 2,
     "judge": 3,
     "guard": 4, "course": 5, "withheld": 6, "guarded": 7, "decorator": 5, "demo": 5, "doctor": 5,
     "cli_train": 5, "__init__": 8, "cli": 8, "__main__": 9,
