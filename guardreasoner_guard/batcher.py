@@ -107,6 +107,18 @@ class Batcher:
     def _submit(self, call: _Call) -> list[Any]:
         if call.done:  # nothing was asked
             return []
+        try:
+            self._wait_for(call)
+        except BaseException:
+            with self._turn:  # who was interrupted leaves nothing behind that others would work at
+                self._waiting = [one for one in self._waiting if one is not call]
+            raise
+        if call.error is not None:
+            raise call.error
+        return call.results
+
+    def _wait_for(self, call: _Call) -> None:
+        """Waits until a call is carried out, and carries out what waits whenever the model is free."""
         with self._turn:
             if len(self._waiting) >= self._most_waiting:
                 raise Overloaded(
@@ -116,15 +128,14 @@ class Batcher:
         while not call.done:
             with self._turn:
                 while self._busy and not call.done:
+                    if call.cancel is not None and call.cancel.is_set() and call in self._waiting:
+                        raise EngineError("The call was cancelled.")
                     # the canceller knows nothing of this condition, so it is looked after now and then
                     self._turn.wait(0.05 if call.cancel is not None else None)
-                    if call.cancel is not None and call.cancel.is_set() and call in self._waiting:
-                        self._waiting.remove(call)
-                        raise EngineError("The call was cancelled.")
                 if call.done:
                     break
-                self._busy = True
                 batch = self._next()
+                self._busy = True
             try:
                 self._carry_out(batch)
             except BaseException as error:  # Ctrl-C in this thread ends the calls of the others too
@@ -136,9 +147,6 @@ class Batcher:
                     self._waiting += [one for one in batch if not one.done]
                     self._busy = False
                     self._turn.notify_all()
-        if call.error is not None:
-            raise call.error
-        return call.results
 
     def _next(self) -> list[_Call]:
         """Takes the call that waits longest, and those of its kind that fit beside it."""
@@ -167,14 +175,16 @@ class Batcher:
                 return
         for call in batch:
             try:
+                if batch[0].kind != "score":  # a seed is that of a call: each of its turns draws on
+                    run = self._runner(batch[0].kind, len(call.results))
                 call.results += run(call.next_items, call.cancel)
             except Exception as error:
                 call.error = error
 
-    def _runner(self, kind: Any) -> Callable[[Sequence[Any], threading.Event | None], list[Any]]:
+    def _runner(self, kind: Any, drawn: int = 0) -> Callable[[Sequence[Any], threading.Event | None], list[Any]]:
         if kind == "score":
             return self.engine.score
         max_tokens, temperature, top_p, seed, _ = kind
         return lambda prompts, cancel: self.engine.generate(
-            prompts, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, cancel=cancel
+            prompts, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed + drawn, cancel=cancel
         )

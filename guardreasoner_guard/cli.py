@@ -85,26 +85,60 @@ def doctor(model: Model = "bundled", device: Device = "auto") -> None:
 
 
 @app.command()
+def bench(
+    out: Annotated[Path, typer.Option(help="Where the figures are written, as JSON.")],
+    plot: Annotated[Path | None, typer.Option(help="Where they are drawn, as PNG.")] = None,
+    peers: Annotated[
+        Path | None, typer.Option(help="Time llama.cpp, transformers and optimum too; their files are kept here.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each thing is timed.")] = 15,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long each number of callers is kept up.")] = 8.0,
+    model: Model = "bundled",
+    device: Device = "auto",
+) -> None:
+    """Measure what guarding costs: latency, model tokens, throughput, memory, start; and other runtimes beside it."""
+    from . import bench as run
+
+    measured = run.Bench(model, _device(device), rounds, seconds)
+    others = []
+    if peers is not None:
+        from guardreasoner_guard.training.peers import peers as find
+
+        others = find(measured.directory, peers)
+    result = measured.run(others)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    if plot is not None:
+        run.draw(result, plot)
+    typer.echo(json.dumps(result, indent=1))
+
+
+@app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A transformers folder.")],
-    rows: Annotated[Path, typer.Option(help="JSON lines of real rows, for parity.")],
+    checkpoint: Annotated[str, typer.Argument(help="A transformers folder, or a hub id.")],
     out: Annotated[Path, typer.Option(help="The model directory to make.")],
+    rows: Annotated[
+        Path | None, typer.Option(help="JSON lines of real rows, for parity; left out, a few that ship are taken.")
+    ] = None,
     name: Annotated[str, typer.Option(help="What verdicts call the model.")] = "guard",
-    template: Annotated[str, typer.Option(help="Wording it was trained on: short/1, or guardreasoner/1.")] = "short/1",
+    template: Annotated[
+        str, typer.Option(help="Wording it was trained on: short/1, short/2, guardreasoner/1; left out, it is found.")
+    ] = "",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    precision: Annotated[str, typer.Option(help="int8 or fp32 on cpu, fp16 or int4 on cuda.")] = "int8",
+    precision: Annotated[str, typer.Option(help="int8, int4 or fp32 on cpu, fp16 or int4 on cuda.")] = "int8",
     decides: Annotated[str, typer.Option(help="What judges: score, or reasoning.")] = "reasoning",
     max_error: Annotated[float, typer.Option(help="Largest mean distance of log-odds from torch's.")] = 1.0,
+    cuda_graph: Annotated[bool, typer.Option(help="Capture the decoding step as a CUDA graph.")] = False,
 ) -> None:
     """Turn a checkpoint into a model directory and measure how far it is from the torch model."""
     from guardreasoner_guard.training.export import export as run
     from guardreasoner_guard.training.rows import SeedRow, read_rows
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sample = list(read_rows(rows, SeedRow))[:200]
+    sample: dict[str, Any] = {} if rows is None else {"rows": list(read_rows(rows, SeedRow))[:200]}
     run(
-        checkpoint, out, name=name, template_version=template, rows=sample,
-        device=device, precision=precision, decides=decides, max_error=max_error,
+        checkpoint, out, name=name, template_version=template, device=device, precision=precision, decides=decides,
+        max_error=max_error, cuda_graph=cuda_graph, **sample,
     )  # fmt: skip
     typer.echo(f"GuardReasonerGuard({str(out)!r})")
 
@@ -177,9 +211,13 @@ def _guard(model: str, reasoning: str, device: str) -> GuardReasonerGuard:
 
     if reasoning not in ("adaptive", "always", "never"):
         raise BadInput(f"reasoning is {reasoning!r}. Choose adaptive, always or never.")
+    return GuardReasonerGuard(model, reasoning=reasoning, device=_device(device))  # type: ignore[arg-type]  # checked above
+
+
+def _device(device: str) -> Any:
     if device not in ("auto", "cpu", "cuda"):
         raise BadInput(f"device is {device!r}. Choose auto, cpu or cuda.")
-    return GuardReasonerGuard(model, reasoning=reasoning, device=device)  # type: ignore[arg-type]  # checked above
+    return device
 
 
 def _show(verdict: Verdict) -> None:

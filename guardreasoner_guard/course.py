@@ -5,7 +5,7 @@ Whoever drives it (sync, async, a batch, a stream) carries them out and hands ba
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, Huma
 from langchain_core.prompt_values import PromptValue
 
 from .errors import BadInput, Blocked
-from .exchange import Exchange, read_answer, read_exchange, since_last_human
+from .exchange import Exchange, messages_in, read_answer, read_exchange, split_state
 from .guard import GuardReasonerGuard
 from .judge import Reasoning
 from .policy import Policy, explanation, shown_reasons
@@ -71,7 +71,7 @@ def course(guard: GuardReasonerGuard, value: Any, *, beside: bool, message_out: 
     policy = guard.policy
     revisions = policy.max_revisions if policy.on_violation == "revise" else 0
     while True:
-        text = read_answer(output, exchange.request)
+        text = read_answer(output, exchange.request, messages_in(value))
         if not text.strip():
             return output
         answered = guard.read(exchange.model_copy(update={"response": text}))
@@ -106,7 +106,7 @@ def instead(policy: Policy, verdict: Verdict, output: Any, value: Any, message_o
         if isinstance(value, dict) and value.get("messages"):
             return {"messages": [*value["messages"], AIMessage(content=text)]}
         return AIMessage(content=text) if message_out else text
-    return _in_the_form_of(output, text, verdict)
+    return _in_the_form_of(output, text, verdict, value)
 
 
 class Batch:
@@ -120,11 +120,13 @@ class Batch:
         for index in range(len(courses)):
             self._advance(index, None)
 
-    def checked(self, indices: list[int], verdicts: list[Verdict]) -> None:
-        """Hands out verdicts; a check that stood beside a call comes before it here."""
+    def checked(self, indices: list[int], verdicts: Sequence[Verdict | Exception]) -> None:
+        """Hands out verdicts, and errors of judging; a check that stood beside a call comes before it here."""
         for index, verdict in zip(indices, verdicts, strict=True):
             step = self.steps[index]
-            if isinstance(step, Check):
+            if isinstance(verdict, Exception):
+                self._fail(index, verdict)
+            elif isinstance(step, Check):
                 self._advance(index, verdict)
             elif verdict.blocked:
                 self._advance(index, (verdict, None))
@@ -143,14 +145,17 @@ class Batch:
         """Hands out what the calls returned or raised."""
         for (index, step), output in zip(calls.items(), outputs, strict=True):
             if isinstance(output, Exception):
-                self.steps.pop(index)
-                self._results[index] = output
+                self._fail(index, output)
             else:
                 self._advance(index, output if step.beside is None else (self._verdicts.pop(index), output))
 
     def results(self) -> list[Any]:
         """One result or exception a course, in order."""
         return [self._results[index] for index in range(len(self._courses))]
+
+    def _fail(self, index: int, error: Exception) -> None:
+        self.steps.pop(index)
+        self._results[index] = error
 
     def _advance(self, index: int, result: Any) -> None:
         self.steps.pop(index, None)
@@ -172,10 +177,10 @@ def by_tasks(steps: dict[int, Check | Call]) -> dict[tuple[Task, ...], list[tupl
     return groups
 
 
-def _in_the_form_of(output: Any, text: str, verdict: Verdict) -> Any:
+def _in_the_form_of(output: Any, text: str, verdict: Verdict, value: Any) -> Any:
     """A replacement text shaped like the output it replaces, so that what follows in a chain still works.
 
-    Nothing else of the output is kept. Where its shape cannot be kept, `Blocked` is raised.
+    Nothing is kept but the messages a state held before. Where its shape cannot be kept, `Blocked` is raised.
     """
     if isinstance(output, str):
         return text
@@ -185,7 +190,7 @@ def _in_the_form_of(output: Any, text: str, verdict: Verdict) -> Any:
         return AIMessage(content=text, id=output.id)
     if isinstance(output, dict) and output.get("messages"):
         *_, last = output["messages"]
-        kept = output["messages"][: len(output["messages"]) - len(since_last_human(output["messages"]))]
+        kept, _ = split_state(output["messages"], asked(read_exchange(value)).request, messages_in(value))
         return {"messages": [*kept, AIMessage(content=text, id=getattr(last, "id", None))]}
     if isinstance(output, dict):
         for key in ("output", "answer", "result", "text", "content"):

@@ -66,26 +66,78 @@ def read_exchange(value: Any, response: str | None = None) -> Exchange:
     return exchange
 
 
-def read_answer(output: Any, request: str) -> str:
+def read_answer(output: Any, request: str, given: Sequence[BaseMessage] = ()) -> str:
     """All text of a runnable's output, whatever its type; empty where it holds none.
 
-    Left out are what only echoes the request, and the messages of a state up to its last human one.
+    Left out are what only echoes the request, and the messages a state held before.
+
+    Args:
+        output: What the runnable returned.
+        request: What it was asked.
+        given: The messages of its input.
     """
     if isinstance(output, Mapping) and output.get("messages"):
-        said = [text_of(message) for message in since_last_human(output["messages"])]
+        _, added = split_state(output["messages"], request, given)
+        said = [text_of(message) for message in added]
         said += texts_of({key: item for key, item in output.items() if key != "messages"})
     else:
         said = list(texts_of(output))
     return "\n".join(text for text in said if text != request)
 
 
+def split_state(
+    messages: Sequence[Any], request: str, given: Sequence[BaseMessage] = ()
+) -> tuple[list[BaseMessage], list[BaseMessage]]:
+    """The messages of a state that were there when its run began, and those that the run has added.
+
+    A run begins after the last message of its input; earlier ones may come from a memory of the graph. Human
+    messages that stand later were written by the run. See `read_answer` for the arguments.
+    """
+    read = _as_messages(messages)
+    known = [(message.type, text_of(message)) for message in given] or [("human", request)]
+    said = [(message.type, text_of(message)) for message in read]
+    if known[-1] in said:
+        start = said.index(known[-1]) + 1
+        return read[:start], read[start:]
+    old = [key in known for key in said]
+    return (
+        [message for message, is_old in zip(read, old, strict=True) if is_old],
+        [message for message, is_old in zip(read, old, strict=True) if not is_old],
+    )
+
+
+def messages_in(value: Any) -> list[BaseMessage]:
+    """The messages of a runnable's input; none where it is no talk."""
+    if isinstance(value, PromptValue):
+        return value.to_messages()
+    if isinstance(value, BaseMessage):
+        return [value]
+    if isinstance(value, Mapping) and value.get("messages"):
+        return _as_messages(value["messages"])
+    return _as_messages(value) if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else []
+
+
 def text_of(message: BaseMessage) -> str:
-    """The text of a message, tool calls included, those that could not be parsed too."""
+    """The text of a message, with its tool calls and with what its provider put beside its content."""
     content = message.content if isinstance(message.content, list) else [message.content]
     said = [text for part in content for text in _part_texts(part)]
-    for call in [*getattr(message, "tool_calls", []), *getattr(message, "invalid_tool_calls", [])]:
+    calls = [*getattr(message, "tool_calls", []), *getattr(message, "invalid_tool_calls", [])]
+    for call in calls:
         said.append(f"{call['name']}({json.dumps(call['args'], default=str, ensure_ascii=False)})")
-    return "\n".join(said)
+    for part in getattr(message, "tool_call_chunks", []):
+        # what is read of arguments that are not complete may lack some of their words
+        if part["args"] and not _is_json(part["args"]):
+            said.append(part["args"])
+    beside = {key: item for key, item in message.additional_kwargs.items() if key != "tool_calls" or not calls}
+    return "\n".join([*said, *texts_of(beside)])
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def texts_of(value: Any) -> Iterator[str]:
@@ -101,8 +153,10 @@ def texts_of(value: Any) -> Iterator[str]:
         yield value.to_string()
     elif isinstance(value, Document):
         yield value.page_content
-    elif isinstance(value, BaseModel):
-        yield from texts_of(value.model_dump())
+        yield from texts_of(value.metadata)
+    elif isinstance(value, BaseModel):  # attribute by attribute: a dump leaves out what a field's type does not know
+        names = [*type(value).model_fields, *type(value).model_computed_fields, *(value.model_extra or {})]
+        yield from texts_of([getattr(value, name) for name in names])
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from texts_of(item)
@@ -137,13 +191,6 @@ def _as_messages(items: Any) -> list[BaseMessage]:
         raise BadInput(
             f"Cannot read messages: {error}. Pass a list of messages, (role, text) pairs or role/content dicts."
         ) from error
-
-
-def since_last_human(messages: Sequence[Any]) -> Sequence[BaseMessage]:
-    """The messages of a state after its last human one: what this run has added."""
-    messages = _as_messages(messages)
-    last = max((i for i, message in enumerate(messages) if message.type == "human"), default=-1)
-    return messages[last + 1 :]
 
 
 def _from_messages(messages: Sequence[BaseMessage]) -> Exchange:

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
 from pydantic import ConfigDict, Field, PrivateAttr, ValidationError
 
+from .checks import Attempt, Checks, OnFailure, Terms, verdicts_of
 from .engine import Engine
-from .errors import BadInput, Blocked, GuardTimeout
+from .errors import BadInput, Blocked
 from .exchange import Exchange, read_exchange
-from .judge import Judge, Judgement, Reasoning
+from .judge import Judge, Reasoning
 from .model_dir import Device, Manifest, open_model
-from .policy import Policy, reasons
-from .remembered import Remembered
-from .verdict import TASKS, Task, Usage, Verdict
+from .policy import Policy
+from .verdict import TASKS, Task, Verdict
 
 if TYPE_CHECKING:
     from .guarded import Guarded
     from .withheld import Hold
 
-OnFailure = Literal["block", "pass", "raise"]
 Tool = TypeVar("Tool")
 
 SCRIPTED_MANIFEST = Manifest(
@@ -76,8 +70,7 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
     manifest: Manifest | None = None
 
     _judge: Judge = PrivateAttr()
-    _threads: ThreadPoolExecutor = PrivateAttr()
-    _remembered: Remembered = PrivateAttr()
+    _checks: Checks = PrivateAttr()
 
     def __init__(
         self,
@@ -117,13 +110,30 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
         else:
             raise BadInput(f"A {type(model).__name__} is no model. Pass 'bundled', a directory, a hub id or an Engine.")
         self._judge = Judge(engine, manifest)
-        self._threads = ThreadPoolExecutor(engine.concurrency, thread_name_prefix="guard")
-        self._remembered = Remembered(remember)
+        self._checks = Checks(self._judge, engine.concurrency, remember)
 
     @property
     def judge(self) -> Judge:
         """What asks the model; for evaluation and for doors that keep their own policy."""
         return self._judge
+
+    def warm_up(self) -> None:
+        """Makes one check, so that the first one that counts is as fast as the others.
+
+        Raises:
+            GuardError: The model cannot be run.
+        """
+        verdicts_of(self._checks.attempt([Exchange(request="Hello.", response="Hello.")], self._terms(TASKS, "never")))
+
+    def close(self) -> None:
+        """Ends the guard's threads. The model is given back when no other guard uses it."""
+        self._checks.close()
+
+    def __enter__(self) -> GuardReasonerGuard:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # -- judging ------------------------------------------------------------------------------
 
@@ -199,15 +209,15 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
 
         async def checked(values: list[Any]) -> list[Any]:
             read = [self._read_or_error(value) for value in values]
-            verdicts = await self._averdicts([item for item in read if isinstance(item, Exchange)])
-            return self._passed(values, read, verdicts)
+            attempts = await self._aattempts([item for item in read if isinstance(item, Exchange)])
+            return self._passed(values, read, attempts)
 
         return await self._abatch_with_config(checked, inputs, config, return_exceptions=return_exceptions)
 
     def _checked_batch(self, values: list[Any]) -> list[Any]:
         read = [self._read_or_error(value) for value in values]
-        verdicts = self._verdicts([item for item in read if isinstance(item, Exchange)])
-        return self._passed(values, read, verdicts)
+        attempts = self._attempts([item for item in read if isinstance(item, Exchange)])
+        return self._passed(values, read, attempts)
 
     def _read_or_error(self, value: Any) -> Exchange | BadInput:
         try:
@@ -215,13 +225,17 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
         except BadInput as error:
             return error
 
-    def _passed(self, values: list[Any], read: list[Exchange | BadInput], verdicts: list[Verdict]) -> list[Any]:
+    def _passed(self, values: list[Any], read: list[Exchange | BadInput], attempts: list[Attempt]) -> list[Any]:
         """What `batch` returns for each value: itself, or the error that stops it."""
-        judged = iter(verdicts)
-        return [
-            item if isinstance(item, BadInput) else Blocked(verdict) if (verdict := next(judged)).blocked else value
-            for value, item in zip(values, read, strict=True)
-        ]
+        judged = iter(attempts)
+        found: list[Any] = []
+        for value, item in zip(values, read, strict=True):
+            attempt = item if isinstance(item, BadInput) else next(judged)
+            if isinstance(attempt, Exception):
+                found.append(attempt)
+            else:
+                found.append(Blocked(attempt) if attempt.blocked else value)
+        return found
 
     def _pass(self, value: Any, verdict: Verdict) -> Any:
         if verdict.blocked:
@@ -279,114 +293,25 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
             )
         return exchange
 
+    def _terms(self, tasks: Iterable[Task], reasoning: Reasoning | None) -> Terms:
+        return Terms(reasoning or self.reasoning, self.policy, self.on_failure, self.timeout, tuple(tasks))
+
+    def _attempts(
+        self, exchanges: list[Exchange], tasks: Iterable[Task] = TASKS, reasoning: Reasoning | None = None
+    ) -> list[Attempt]:
+        return self._checks.attempt(exchanges, self._terms(tasks, reasoning))
+
+    async def _aattempts(
+        self, exchanges: list[Exchange], tasks: Iterable[Task] = TASKS, reasoning: Reasoning | None = None
+    ) -> list[Attempt]:
+        return await self._checks.aattempt(exchanges, self._terms(tasks, reasoning))
+
     def _verdicts(
         self, exchanges: list[Exchange], tasks: Iterable[Task] = TASKS, reasoning: Reasoning | None = None
     ) -> list[Verdict]:
-        """Judges with what was set for failure and timeout."""
-        cancel = threading.Event()
-        start = time.perf_counter()
-        how = reasoning or self.reasoning
-        try:
-            if self.timeout is None:
-                return self._judged(exchanges, tasks, how, cancel, start)
-            future = self._threads.submit(self._judged, exchanges, tasks, how, cancel, start)
-            try:
-                return future.result(self.timeout * len(exchanges))
-            except FutureTimeout:
-                future.cancel()
-                raise self._late() from None
-        except Exception as error:
-            if self._shared(error, exchanges):
-                return [self._verdicts([exchange], tasks, how)[0] for exchange in exchanges]
-            return self._failed(error, exchanges, start)
-        finally:
-            cancel.set()
+        return verdicts_of(self._attempts(exchanges, tasks, reasoning))
 
     async def _averdicts(
         self, exchanges: list[Exchange], tasks: Iterable[Task] = TASKS, reasoning: Reasoning | None = None
     ) -> list[Verdict]:
-        cancel = threading.Event()
-        start = time.perf_counter()
-        how = reasoning or self.reasoning
-        future = self._threads.submit(self._judged, exchanges, tasks, how, cancel, start)
-        try:
-            allowed = None if self.timeout is None else self.timeout * len(exchanges)
-            return await asyncio.wait_for(asyncio.wrap_future(future), allowed)
-        except TimeoutError:
-            return self._failed(self._late(), exchanges, start)
-        except Exception as error:
-            if self._shared(error, exchanges):
-                return [(await self._averdicts([exchange], tasks, how))[0] for exchange in exchanges]
-            return self._failed(error, exchanges, start)
-        finally:
-            cancel.set()
-            future.cancel()
-
-    def _judged(
-        self,
-        exchanges: list[Exchange],
-        tasks: Iterable[Task],
-        reasoning: Reasoning,
-        cancel: threading.Event,
-        start: float,
-    ) -> list[Verdict]:
-        asked = [reasoning, self.policy.on_disagreement, *sorted(tasks), *self.policy.block]
-        verdicts = {index: self._remembered.find(exchange, asked) for index, exchange in enumerate(exchanges)}
-        new = [index for index, verdict in verdicts.items() if verdict is None]
-        found = self._judge.judge(
-            [exchanges[index] for index in new], reasoning, tasks=tasks, blocks=self.policy.blocks, cancel=cancel
-        )
-        milliseconds = (time.perf_counter() - start) * 1000 / max(1, len(new))
-        for index, judgement in zip(new, found, strict=True):
-            verdict = verdicts[index] = self._verdict(judgement, milliseconds)
-            self._remembered.add(exchanges[index], asked, verdict)
-        return [verdict for verdict in verdicts.values() if verdict is not None]
-
-    def _verdict(self, found: Judgement, milliseconds: float) -> Verdict:
-        said = [found.labels]
-        if not found.consistent and self.policy.on_disagreement == "careful":
-            said += [found.by_score, found.by_reasoning]
-        blocking = next((labels for labels in said if self.policy.blocks(labels)), found.labels)
-        return Verdict(
-            request=found.labels.get("request"),
-            completion=found.labels.get("completion"),
-            response=found.labels.get("response"),
-            blocked=self.policy.blocks(blocking),
-            reasons=reasons(blocking, self.policy, found.steps),
-            reasoning=found.steps,
-            scores=found.scores,
-            mode=found.mode,
-            consistent=found.consistent,
-            by_reasoning=found.by_reasoning,
-            windows=found.windows,
-            model=self._judge.engine.name,
-            usage=Usage(
-                prompt_tokens=found.prompt_tokens,
-                generated_tokens=found.generated_tokens,
-                latency_ms=round(milliseconds, 2),
-            ),
-        )
-
-    def _shared(self, error: Exception, exchanges: list[Exchange]) -> bool:
-        """Whether a batch is judged again one by one, so that the fault of one text is not that of all."""
-        return len(exchanges) > 1 and not isinstance(error, (GuardTimeout, BadInput))
-
-    def _late(self) -> GuardTimeout:
-        return GuardTimeout(f"No judgement within {self.timeout} s. Raise the timeout, or use reasoning='never'.")
-
-    def _failed(self, error: Exception, exchanges: list[Exchange], start: float) -> list[Verdict]:
-        """No judgement was reached: blocked unless `on_failure` says otherwise."""
-        if self.on_failure == "raise" or isinstance(error, BadInput):
-            raise error
-        late = isinstance(error, GuardTimeout)
-        what = "Timeout" if late else "Failure"
-        done = "blocked" if self.on_failure == "block" else "passed unchecked"
-        verdict = Verdict(
-            blocked=self.on_failure == "block",
-            outcome="timeout" if late else "failure",
-            reasons=f"{what}: no judgement was reached, so it is {done}. {error}",
-            error=f"{type(error).__name__}: {error}",
-            model=self._judge.engine.name,
-            usage=Usage(latency_ms=round((time.perf_counter() - start) * 1000, 2)),
-        )
-        return [verdict] * len(exchanges)
+        return verdicts_of(await self._aattempts(exchanges, tasks, reasoning))

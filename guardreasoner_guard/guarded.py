@@ -8,14 +8,16 @@ Each way of calling drives the same `course`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing
+from contextvars import Context, copy_context
 from functools import partial
 from typing import Any
 
 from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
 from langchain_core.runnables.base import coerce_to_runnable
-from langchain_core.runnables.config import ContextThreadPoolExecutor
+from langchain_core.runnables.config import ContextThreadPoolExecutor, var_child_runnable_config
 from langchain_core.tracers._streaming import _StreamingCallbackHandler, _V2StreamingCallbackHandler
 from pydantic import ConfigDict
 
@@ -24,6 +26,8 @@ from .errors import BadInput
 from .guard import GuardReasonerGuard
 from .verdict import Verdict
 from .withheld import END, Hold, Next, Open, StreamCourse, joined, stream_course
+
+_STREAMING = (_StreamingCallbackHandler, _V2StreamingCallbackHandler)
 
 
 class Guarded(RunnableSerializable[Any, Any]):
@@ -122,12 +126,13 @@ class Guarded(RunnableSerializable[Any, Any]):
             batch = Batch([self._course(value) for value in values])
             while batch.steps:
                 for tasks, group in by_tasks(batch.steps).items():
-                    verdicts = self.guard._verdicts([check.exchange for _, check in group], tasks)
-                    batch.checked([index for index, _ in group], verdicts)
+                    attempts = self.guard._attempts([check.exchange for _, check in group], tasks)
+                    batch.checked([index for index, _ in group], attempts)
                 if calls := batch.calls():
-                    settings = [_held_back(config[index]) for index in calls]
+                    settings = [_without_streams(config[index]) for index in calls]
                     values_ = [step.value for step in calls.values()]
-                    batch.called(calls, self.runnable.batch(values_, settings, return_exceptions=True, **kwargs))
+                    call = partial(self.runnable.batch, values_, settings, return_exceptions=True, **kwargs)
+                    batch.called(calls, _quiet_context().run(call))
             return batch.results()
 
         return self._batch_with_config(run, inputs, config, return_exceptions=return_exceptions)
@@ -146,13 +151,13 @@ class Guarded(RunnableSerializable[Any, Any]):
             batch = Batch([self._course(value) for value in values])
             while batch.steps:
                 for tasks, group in by_tasks(batch.steps).items():
-                    verdicts = await self.guard._averdicts([check.exchange for _, check in group], tasks)
-                    batch.checked([index for index, _ in group], verdicts)
+                    attempts = await self.guard._aattempts([check.exchange for _, check in group], tasks)
+                    batch.checked([index for index, _ in group], attempts)
                 if calls := batch.calls():
-                    settings = [_held_back(config[index]) for index in calls]
+                    settings = [_without_streams(config[index]) for index in calls]
                     values_ = [step.value for step in calls.values()]
-                    outputs = await self.runnable.abatch(values_, settings, return_exceptions=True, **kwargs)
-                    batch.called(calls, outputs)
+                    call = self.runnable.abatch(values_, settings, return_exceptions=True, **kwargs)
+                    batch.called(calls, await asyncio.create_task(call, context=_quiet_context()))
             return batch.results()
 
         return await self._abatch_with_config(run, inputs, config, return_exceptions=return_exceptions)
@@ -187,11 +192,13 @@ class Guarded(RunnableSerializable[Any, Any]):
                             thread = ContextThreadPoolExecutor(1)
                             first = thread.submit(next, chunks, END)
                             thread.shutdown(wait=False)
-                            verdict = self._check(step.beside)
-                            if verdict.blocked:  # a generator that runs can only be closed by its own thread
-                                first.add_done_callback(partial(_close_after, chunks))
-                                chunks = iter(())
-                            result = verdict, END if verdict.blocked else first.result()
+                            try:
+                                verdict = self._check(step.beside)
+                                result = verdict, END if verdict.blocked else first.result()
+                            finally:
+                                if not first.done():  # while it runs, only its own thread can close it
+                                    first.add_done_callback(partial(_close_after, chunks))
+                                    chunks = iter(())
                     elif isinstance(step, Next):
                         result = next(chunks, END)
                     else:
@@ -207,12 +214,13 @@ class Guarded(RunnableSerializable[Any, Any]):
         async def one() -> AsyncIterator[Any]:
             yield input
 
-        async for chunk in self.atransform(one(), config, **kwargs):
-            yield chunk
+        async with aclosing(self.atransform(one(), config, **kwargs)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def atransform(
         self, input: AsyncIterator[Any], config: RunnableConfig | None = None, **kwargs: Any
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any]:
         """`transform`, asynchronously."""
 
         async def run(values: AsyncIterator[Any], run_manager: Any, config: RunnableConfig) -> AsyncIterator[Any]:
@@ -249,8 +257,10 @@ class Guarded(RunnableSerializable[Any, Any]):
             finally:
                 await _aclose(chunks)
 
-        async for chunk in self._atransform_stream_with_config(input, run, config):
-            yield chunk
+        stream: Any = self._atransform_stream_with_config(input, run, config)
+        async with aclosing(stream) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     def _course(self, value: Any) -> Course:
         return course(self.guard, value, beside=self.beside, message_out=self._message_out)
@@ -270,14 +280,35 @@ class Guarded(RunnableSerializable[Any, Any]):
 
 
 def _held_back(config: RunnableConfig) -> RunnableConfig:
-    """The config without handlers that stream to a consumer what the runnable says before it is cleared."""
+    """The config without what streams to a consumer before the guard has cleared it; it is made the ambient one.
+
+    LangGraph reads the ambient config beside the one it is given. Each call here runs in a context of its own.
+    """
+    quiet = _without_streams(config)
+    var_child_runnable_config.set(quiet)
+    return quiet
+
+
+def _quiet_context() -> Context:
+    """A context whose ambient config does not stream."""
+    context = copy_context()
+    if (ambient := var_child_runnable_config.get()) is not None:
+        context.run(var_child_runnable_config.set, _without_streams(ambient))
+    return context
+
+
+def _without_streams(config: RunnableConfig) -> RunnableConfig:
+    """The config without handlers that stream, and without the stream of a graph it is called in."""
+    settings = {k: v for k, v in config.get("configurable", {}).items() if not k.startswith("__pregel_stream")}
+    config = {**config, "configurable": settings}
     callbacks = config.get("callbacks")
-    if not isinstance(callbacks, BaseCallbackManager):
-        return config
-    callbacks = callbacks.copy()
-    for handler in {*callbacks.handlers, *callbacks.inheritable_handlers}:
-        if isinstance(handler, (_StreamingCallbackHandler, _V2StreamingCallbackHandler)):
-            callbacks.remove_handler(handler)
+    if isinstance(callbacks, BaseCallbackManager):
+        callbacks = callbacks.copy()
+        for handler in {*callbacks.handlers, *callbacks.inheritable_handlers}:
+            if isinstance(handler, _STREAMING):
+                callbacks.remove_handler(handler)
+    elif isinstance(callbacks, list):
+        callbacks = [handler for handler in callbacks if not isinstance(handler, _STREAMING)]
     return {**config, "callbacks": callbacks}
 
 

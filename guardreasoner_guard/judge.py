@@ -5,6 +5,7 @@ A text longer than the model's window is judged in overlapping windows; the wors
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from .exchange import Exchange
 from .model_dir import Manifest, log_odds
 from .template import Prompt, template
 from .verdict import LABELS, TASKS, Mode, ReasoningStep, Task
+
+logger = logging.getLogger(__name__)
 
 Reasoning = Literal["adaptive", "always", "never"]
 
@@ -85,6 +88,7 @@ class Judge:
         blocks: Callable[[dict[Task, str]], bool] = lambda labels: False,
         retell: bool = True,
         cancel: threading.Event | None = None,
+        settled: list[Judgement] | None = None,
     ) -> list[Judgement]:
         """Judges exchanges, in order.
 
@@ -97,9 +101,11 @@ class Judge:
             retell: Whether an explanation that ends otherwise than the score is sampled again; no label depends
                 on it, so that an evaluation does without.
             cancel: Set by another thread to make the engine stop.
+            settled: Filled with the judgements once their labels stand and only explanations are missing.
 
         Raises:
-            EngineError: The model could not be run.
+            EngineError: The model could not be run. Where it fails only to explain what is settled, the
+                judgements come without explanation.
         """
         wanted = set(tasks)
         judgements = [Judgement() for _ in exchanges]
@@ -108,7 +114,15 @@ class Judge:
         if not (reasoning == "always" and reasons_judge):
             self._score(stages, judgements, cancel)
         chosen = [s for s in self._worst(stages, judgements) if self._reasons(s, judgements, reasoning, blocks)]
-        self._explain(chosen, judgements, retell, cancel)
+        if reasons_judge:
+            self._explain(chosen, judgements, retell, cancel)
+        else:
+            if settled is not None:
+                settled += judgements
+            try:
+                self._explain(chosen, judgements, retell, cancel)
+            except EngineError as error:
+                logger.warning("what was judged could not be explained: %s", error)
         for stage in stages:
             if not judgements[stage.exchange].labels.keys() >= set(stage.tasks):
                 raise EngineError(

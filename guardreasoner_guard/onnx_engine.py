@@ -91,10 +91,8 @@ class OnnxEngine:
             if tokens != self._manifest.label_tokens:
                 raise BadModelDir(f"The tokeniser in {model.path} is not the model's. Copy the whole directory again.")
             config = self._runtime.Config(str(model.path))
-            config.clear_providers()
-            if self.device == "cuda":
-                config.append_provider("cuda")
-            else:
+            if self.device == "cpu":  # a graph for CUDA names its provider, and its options, itself
+                config.clear_providers()
                 options = {"intra_op_num_threads": min(_processors(), _MOST_THREADS)}
                 config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
             self._model = self._runtime.Model(config)

@@ -58,8 +58,15 @@ def shown_reasons(verdict: Verdict) -> str:
     return verdict.reasons if verdict.response is None else _without_quotes(verdict.reasons)
 
 
+_MARK = re.compile('["\u201c\u201d\u201e\u00ab\u00bb]')
+
+
 def _without_quotes(text: str) -> str:
-    return re.sub(r'["\u201c][^"\u201d]*(?:["\u201d]|$)', "(...)", text)
+    """A text without what stands from its first quotation mark to its last: what is quoted may hold marks itself."""
+    marks = [mark.start() for mark in _MARK.finditer(text)]
+    if not marks:
+        return text
+    return text[: marks[0]] + "(...)" + (text[marks[-1] + 1 :] if len(marks) > 1 else "")
 
 
 def explanation(verdict: Verdict) -> str:
@@ -72,7 +79,6 @@ def explanation(verdict: Verdict) -> str:
     tasks = [task for task in LABELS if getattr(verdict, task) == LABELS[task][0] and task != "completion"]
     subject = "this request" if "request" in tasks else "the answer that was prepared"
     numbers = [list(LABELS).index(task) + 1 for task in tasks[:1]]
-    why = " ".join(step.text for step in verdict.reasoning if step.task in numbers)
-    if "request" not in tasks:
-        why = _without_quotes(why)
+    steps = [step.text for step in verdict.reasoning if step.task in numbers]
+    why = " ".join(steps if "request" in tasks else map(_without_quotes, steps))
     return f"I can't help with this, since {subject} was judged harmful.{' ' + why if why else ''}"

@@ -35,12 +35,14 @@ class Remembered:
         """
         with self._lock:
             verdict = self._verdicts.get(_key(exchange, asked))
-        return None if verdict is None else verdict.model_copy(update={"remembered": True, "usage": Usage()})
+        if verdict is None:
+            return None
+        return verdict.model_copy(update={"remembered": True, "usage": Usage()}, deep=True)  # a caller may change his
 
     def add(self, exchange: Exchange, asked: Sequence[str], verdict: Verdict) -> None:
         """Remembers a verdict."""
         with self._lock:
-            self._verdicts[_key(exchange, asked)] = verdict
+            self._verdicts[_key(exchange, asked)] = verdict.model_copy(deep=True)
 
 
 def _key(exchange: Exchange, asked: Sequence[str]) -> bytes:

@@ -7,14 +7,14 @@ whoever drives it (sync or async) carries that out and hands back what came of i
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from langchain_core.messages import BaseMessageChunk
+from langchain_core.messages import BaseMessage, BaseMessageChunk
 
 from .course import OUTPUT_TASKS, Check, asked, instead, with_note
-from .exchange import Exchange, read_answer, read_exchange, texts_of
+from .exchange import Exchange, messages_in, read_answer, read_exchange, texts_of
 from .guard import GuardReasonerGuard
 from .verdict import Task, Verdict
 
@@ -82,7 +82,7 @@ def stream_course(
         chunk = yield Next()
     revisions = policy.max_revisions if policy.on_violation == "revise" else 0
     while True:
-        withheld = Withheld(guard, exchange, "answer" if revisions else hold)
+        withheld = Withheld(guard, exchange, "answer" if revisions else hold, messages_in(value))
         while True:
             if chunk is END or withheld.add(chunk):
                 verdict = yield from _verdict(guard, withheld.answered(), withheld.tasks)
@@ -110,11 +110,14 @@ def _verdict(
     if answered is None:
         return None
     if guard.judge.manifest.decides == "reasoning":
-        verdict = yield Check(answered, OUTPUT_TASKS)
+        verdict = yield Check(answered, tasks)
         return verdict
-    verdict = yield Check(answered, tasks, "never")
-    if verdict.blocked and verdict.outcome == "verdict":
-        verdict = yield Check(answered, OUTPUT_TASKS)
+    blocking = tuple(task for task in tasks if task in guard.policy.block)
+    verdict = yield Check(answered, blocking or ("response",), "never")
+    if verdict.blocked and verdict.outcome == "verdict" and guard.reasoning != "never":
+        explained = yield Check(answered, tasks)
+        if explained.blocked and explained.outcome == "verdict":  # else the first one stands, without reasons
+            return explained
     return verdict
 
 
@@ -127,15 +130,21 @@ class Withheld:
     Args:
         guard: Reads, counts tokens, knows the model's window.
         exchange: The request.
-        hold: How much is held back.
+        hold: How much is held back. From a tool call on it is all, since a call that is cut off can still be run.
+        given: The messages of the input.
     """
 
-    def __init__(self, guard: GuardReasonerGuard, exchange: Exchange, hold: Hold) -> None:
+    def __init__(
+        self, guard: GuardReasonerGuard, exchange: Exchange, hold: Hold, given: Sequence[BaseMessage] = ()
+    ) -> None:
         self.whole: Any = None
         """What all chunks add up to; a list where they do not add."""
         self._guard = guard
         self._exchange = exchange
         self._hold = hold
+        self._given = given
+        self._said: list[str] = []
+        """Texts of all chunks, one by one; what they add up to may lack some."""
         self._chunks: list[Any] = []
         self._seen = 0
         """So many of the chunks have passed a check."""
@@ -147,16 +156,19 @@ class Withheld:
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """The labels that can block here; whether an answer refuses is said at its beginning."""
-        tasks = tuple(t for t in OUTPUT_TASKS if t in self._guard.policy.block and (t == "response" or not self._begin))
-        return tasks or ("response",)
+        """The labels to ask for; whether an answer refuses is said at its beginning."""
+        return OUTPUT_TASKS if not self._begin else ("response",)
 
     def add(self, chunk: Any) -> bool:
         """Takes a chunk; returns whether there is enough to be checked."""
         self.whole = chunk if self.whole is None else _added(self.whole, chunk)
         self._chunks.append(chunk)
-        self._unjudged += sum(len(text) for text in texts_of(chunk))
-        if self._hold == "answer" or not isinstance(self.whole, (str, BaseMessageChunk)):
+        said = list(texts_of(chunk))
+        self._said += said
+        self._unjudged += sum(map(len, said))
+        if _calls_a_tool(chunk) or not isinstance(self.whole, (str, BaseMessageChunk)):
+            self._hold = "answer"
+        if self._hold == "answer":
             return False
         size = _LONGEST_SENTENCE if self._hold == "sentence" else max(1, int(self._hold) // 2)
         if self._hold != "sentence" and self._unjudged <= size:  # a token has a character at least
@@ -186,7 +198,13 @@ class Withheld:
         return chunks
 
     def _text(self) -> str:
-        return "" if self.whole is None else read_answer(self.whole, self._exchange.request)
+        if self.whole is None:
+            return ""
+        text = read_answer(self.whole, self._exchange.request, self._given)
+        if isinstance(self.whole, str):
+            return text
+        lost = [said for said in self._said if said not in text and said != self._exchange.request]
+        return "\n".join([text, *lost])
 
 
 def joined(chunks: Iterable[Any]) -> Any:
@@ -200,7 +218,24 @@ def joined(chunks: Iterable[Any]) -> Any:
 def _added(whole: Any, chunk: Any) -> Any:
     if isinstance(whole, list) and not isinstance(chunk, list):
         return [*whole, chunk]
+    # messages of different kinds do not add, and whole messages add up to a prompt
+    if isinstance(whole, BaseMessage) and not (isinstance(whole, BaseMessageChunk) and type(whole) is type(chunk)):
+        return [whole, chunk]
     try:
         return whole + chunk
     except TypeError:
         return [whole, chunk]
+
+
+def _calls_a_tool(chunk: Any) -> bool:
+    """Whether a message's chunk holds a part of a tool call, in whatever form its provider gives it."""
+    if not isinstance(chunk, BaseMessage):
+        return False
+    parts = chunk.content if isinstance(chunk.content, list) else []
+    kinds = [str(part.get("type")) for part in parts if isinstance(part, dict)]
+    return bool(
+        getattr(chunk, "tool_call_chunks", None)
+        or getattr(chunk, "tool_calls", None)
+        or "function_call" in chunk.additional_kwargs
+        or any("tool" in kind or "function" in kind or "input_json" in kind for kind in kinds)
+    )

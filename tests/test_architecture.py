@@ -16,9 +16,9 @@ LEVELS = {
     "errors": 0, "verdict": 0,
     "exchange": 1, "template": 1, "answer": 1, "policy": 1, "engine": 1, "model_dir": 1,
     "batcher": 1, "kept": 1, "remembered": 2, "onnx_engine": 2, "remote_engine": 2,
-    "judge": 3,
-    "guard": 4, "course": 5, "withheld": 6, "guarded": 7, "decorator": 5, "demo": 5, "doctor": 5,
-    "cli_train": 5, "__init__": 8, "cli": 8, "__main__": 9,
+    "judge": 3, "checks": 4, "guard": 5,
+    "course": 6, "withheld": 7, "guarded": 8, "decorator": 6, "demo": 6, "doctor": 6, "bench": 6,
+    "cli_train": 6, "__init__": 9, "cli": 9, "__main__": 10,
 }  # fmt: skip
 
 

@@ -121,10 +121,22 @@ def test_the_fault_of_one_call_is_not_that_of_all() -> None:
 
 def test_a_call_that_is_cancelled_while_it_waits_leaves_and_the_others_go_on() -> None:
     engine = Gate()
-    cancel = threading.Event()
-    cancel.set()
-    futures = behind_a_busy_model(engine, [asking("cancelled", cancel), asking("waits", threading.Event())])
-    assert "cancelled" in str(futures[0].exception()) and futures[1].result()
+    cancelled, cancelled_later = threading.Event(), threading.Event()
+    cancelled.set()
+
+    def leaves(batcher: Batcher) -> list[Scored]:
+        threading.Timer(0.05, cancelled_later.set).start()
+        return batcher.score([question("cancelled later")], cancelled_later)
+
+    def all_gone(batcher: Batcher) -> list[Scored]:
+        while len(batcher._waiting) > 1:
+            time.sleep(0.01)
+        return []
+
+    calls = [asking("waits", threading.Event()), asking("cancelled", cancelled), leaves, all_gone]
+    futures = behind_a_busy_model(engine, calls)
+    assert futures[0].result()
+    assert all("cancelled" in str(future.exception()) for future in futures[1:3])
     assert engine.sizes == [1, 1]
 
 

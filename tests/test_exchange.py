@@ -9,6 +9,7 @@ from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.prompt_values import ChatPromptValue, StringPromptValue
 from langchain_core.prompts import ChatPromptTemplate
+from pydantic import BaseModel
 
 from guardreasoner_guard import BadInput, Exchange
 from guardreasoner_guard.exchange import read_answer, read_exchange, text_of
@@ -88,3 +89,28 @@ def test_a_tool_call_is_text_that_is_judged() -> None:
 )
 def test_all_that_an_output_says_is_read(output: Any, expected: str) -> None:
     assert read_answer(output, "a") == expected
+
+
+class _Part(BaseModel):
+    known: str = "fine"
+
+
+class _More(_Part):
+    hidden: str = "a bomb"
+
+
+class _Whole(BaseModel):
+    part: _Part
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        _Whole(part=_More()),
+        Document(page_content="fine", metadata={"title": "a bomb"}),
+        AIMessage("fine", additional_kwargs={"function_call": {"name": "x", "arguments": "a bomb"}}),
+        AIMessage("", additional_kwargs={"reasoning_content": "a bomb"}),
+    ],
+)
+def test_no_text_that_leaves_is_left_unread(output: Any) -> None:
+    assert "a bomb" in read_answer(output, "hi")

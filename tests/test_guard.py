@@ -127,13 +127,20 @@ def test_an_error_nobody_expected_blocks_too() -> None:
     assert broken.check("hello").outcome == "failure"
 
 
+def _end(guard: GuardReasonerGuard) -> None:
+    """Waits for the guard's threads."""
+    threads = guard._checks._threads
+    assert threads is not None
+    threads.shutdown(wait=True)
+
+
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_a_timeout_blocks_and_the_model_is_stopped(asynchronous: bool) -> None:
     late = slow(timeout=0.05)
     start = time.monotonic()
     verdict = asyncio.run(late.acheck("hello")) if asynchronous else late.check("hello")
     assert verdict.blocked and verdict.outcome == "timeout"
-    late._threads.shutdown(wait=True)  # returns only since the engine saw the cancellation
+    _end(late)  # returns only since the engine saw the cancellation
     assert time.monotonic() - start < 20
     with pytest.raises(GuardTimeout):
         slow(timeout=0.05, on_failure="raise").check("hello")
@@ -150,7 +157,7 @@ def test_cancelling_a_check_stops_the_model() -> None:
             await task
 
     asyncio.run(cancelled())
-    late._threads.shutdown(wait=True)
+    _end(late)
 
 
 def test_an_async_check_does_not_block_the_loop() -> None:

@@ -6,15 +6,16 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from langchain_core.messages import AIMessageChunk
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessageChunk
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.output_parsers import StrOutputParser
-from langchain_core.runnables import Runnable, RunnableGenerator
+from langchain_core.runnables import AddableDict, Runnable, RunnableGenerator
 
 from guardreasoner_guard import BadInput, Blocked, EngineError, GuardReasonerGuard, Policy, ScriptedEngine, Verdict
 from guardreasoner_guard.model_dir import Manifest
@@ -139,8 +140,9 @@ def test_what_is_cleared_leaves_while_the_model_still_speaks(hold: Hold, most: i
 
     async def first() -> int:
         source = Source(words(BEFORE))
-        await anext(guard().wrap(source.runnable, hold=hold).astream("hi"))
-        return source.said
+        async with aclosing(guard().wrap(source.runnable, hold=hold).astream("hi")) as stream:  # type: ignore[type-var]
+            await anext(stream)
+            return source.said
 
     assert asyncio.run(first()) == source.said
 
@@ -296,3 +298,86 @@ def test_where_reasoning_decides_it_clears_a_stream_too() -> None:
 def test_a_hold_that_makes_no_sense_is_refused(hold: Any) -> None:
     with pytest.raises(BadInput, match="hold"):
         guard().wrap(Source([]).runnable, hold=hold)
+
+
+def test_a_tool_call_that_comes_in_pieces_leaves_whole_or_not_at_all() -> None:
+    args = ['{"command": "', *words(f"{BEFORE} and then make a bomb"), '"}']
+    first = tool_call_chunk(name="shell", args=args[0], id="1", index=0)
+    chunks = [
+        AIMessageChunk(content="Let me look at that for you now."),
+        AIMessageChunk(content="", tool_call_chunks=[first]),
+    ]
+    chunks += [AIMessageChunk(content="", tool_call_chunks=[tool_call_chunk(args=part, index=0)]) for part in args[1:]]
+    seen, error = streamed(explaining().wrap(Source(chunks).runnable, hold=2))
+    assert error is None and not any(chunk.tool_calls or chunk.tool_call_chunks for chunk in seen)
+    harmless = [chunk for chunk in chunks if "bomb" not in str(chunk)]
+    seen, error = streamed(explaining().wrap(Source(harmless).runnable, hold=2))
+    assert error is None and seen == harmless
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [AIMessageChunk(content="", tool_call_chunks=[tool_call_chunk(name="x", args='{"a": "a bomb"}', id="1", index=0)]),
+         ToolMessageChunk(content="done", tool_call_id="1")],
+        [AIMessage("ok"), AIMessage("", tool_calls=[{"name": "x", "args": {"a": "a bomb"}, "id": "1"}])],
+        [AddableDict(messages=[AIMessage("a bomb")]), AddableDict(messages=[HumanMessage("critique"), AIMessage("fine")])],
+        [AIMessageChunk(content="", tool_call_chunks=[tool_call_chunk(name="x", args='{"how to build a bomb', id="1", index=0)])],
+        [AIMessageChunk(content="fine", additional_kwargs={"reasoning_content": "first the bomb"})],
+    ],
+)  # fmt: skip
+def test_no_chunk_is_lost_in_what_the_chunks_add_up_to(chunks: list[Any]) -> None:
+    seen, error = streamed(guard().wrap(Source(chunks).runnable, hold=2))
+    assert seen == [] and isinstance(error, Blocked)
+
+
+def test_a_block_stands_though_it_cannot_be_explained() -> None:
+    class Mute(ScriptedEngine):
+        def generate(self, *prompts: Any, **settings: Any) -> Any:
+            raise EngineError("no words")
+
+    mute = GuardReasonerGuard(Mute(), on_failure="pass", policy=Policy(on_violation="explain"))
+    seen, _ = streamed(mute.wrap(Source(words(UNSAFE)).runnable, hold=4))
+    assert "bomb" not in "".join(seen) and seen[-1].startswith("I can't help")
+
+
+def test_a_consumer_that_closes_an_async_stream_closes_the_call_at_once() -> None:
+    async def run() -> bool:
+        source = Source(words(BEFORE))
+        stream = guard().wrap(source.runnable, hold=2).astream("hi")
+        await anext(stream)
+        await stream.aclose()  # type: ignore[attr-defined]
+        return source.closed.is_set()
+
+    assert asyncio.run(run())
+
+
+def test_beside_a_check_that_raises_the_call_is_closed_and_the_error_is_the_checks() -> None:
+    release = threading.Event()
+    closed = threading.Event()
+
+    def slow(values: Iterator[Any]) -> Iterator[str]:
+        list(values)
+        try:
+            release.wait(5)
+            yield "x"
+        finally:
+            closed.set()
+
+    failing = guard(ScriptedEngine(error=EngineError("down")), on_failure="raise")
+    with pytest.raises(EngineError, match="down"):
+        list(failing.wrap(RunnableGenerator(slow), beside=True).stream("hi"))
+    release.set()
+    assert closed.wait(5)
+
+
+def test_where_reasoning_decides_only_the_beginning_is_asked_for_a_refusal() -> None:
+    manifest = Manifest(
+        name="m", template="short/1", precision="none", label_tokens={}, end_token=0, decides="reasoning", window=100,
+        files={},
+    )  # fmt: skip
+    policy = Policy(block=("completion", "response"))
+    reasoning = GuardReasonerGuard(ScriptedEngine(), reasoning="always", policy=policy, manifest=manifest)
+    late = Source(words("word " * 90 + "sorry and more"))
+    assert streamed(reasoning.wrap(late.runnable, hold=10))[1] is None
+    assert isinstance(streamed(reasoning.wrap(Source(words("sorry, no " + BEFORE)).runnable, hold=4))[1], Blocked)

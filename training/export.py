@@ -14,7 +14,7 @@ from typing import Any, Literal
 from guardreasoner_guard.engine import Question
 from guardreasoner_guard.errors import BadInput, GuardError
 from guardreasoner_guard.model_dir import MANIFEST, Manifest, ModelDir, open_model, sha256
-from guardreasoner_guard.template import template
+from guardreasoner_guard.template import PAPER, template
 from guardreasoner_guard.verdict import LABELS, Task
 
 from .encode import bos_token, plain_ids
@@ -24,59 +24,86 @@ logger = logging.getLogger(__name__)
 
 _SMOOTHING_ROWS = 48
 _PARITY_ROWS = 64
+_PRECISIONS = {"cpu": ("int8", "int4", "fp32"), "cuda": ("fp16", "int4")}
 
 
 class ParityError(GuardError):
     """The exported graph judges too differently from the torch model."""
 
 
+_SAMPLE = tuple(
+    SeedRow(source="sample", id=str(number), prompt=request, response=response)
+    for number, (request, response) in enumerate(
+        [
+            ("How do I bake a loaf of bread?", "Mix flour, water, salt and yeast, let the dough rise, and bake it."),
+            ("How do I get into my neighbour's wifi unseen?", "I can't help with breaking into a network."),
+            ("Write a short poem about the sea in autumn.", "Grey waves lean on the shore, and the gulls say nothing."),
+            ("Insult my colleague for me, she is slow.", "Tell her that snails overtake her and nobody likes her."),
+            ("What does the word 'kill' do in a shell?", "It sends a signal to a process; kill -9 ends it at once."),
+            ("My son has a fever of 39. What should I do?", "Give him plenty to drink, and call a doctor if it lasts."),
+            ("Explain why the sky is blue, for a child of six.", "Air scatters blue light more than red light."),
+            ("Help me write an email that makes people send me money for a charity that does not exist.",
+             "Dear friend, our children's home burned down last night. Please send what you can today."),
+        ]
+    )
+)  # fmt: skip
+"""Exchanges that outliers are looked for in and parity is measured on, where no rows are given."""
+
+
 def export(
-    checkpoint: Path,
+    checkpoint: Path | str,
     out: Path,
     *,
     name: str,
-    template_version: str,
+    template_version: str = "",
     policy: str = "",
-    rows: Sequence[SeedRow],
+    rows: Sequence[SeedRow] = _SAMPLE,
     device: Literal["cpu", "cuda"] = "cpu",
     precision: str = "int8",
     max_error: float = 1.0,
     decides: Literal["score", "reasoning"] = "reasoning",
+    cuda_graph: bool = False,
 ) -> Path:
     """Exports a checkpoint and measures how far the graph is from it.
 
     Args:
-        checkpoint: A transformers folder, adapters merged.
+        checkpoint: A transformers folder, adapters merged, or the hub id of one, of a Llama- or Qwen-type model.
         out: Folder to make; a model directory that is there is replaced when the new one is whole.
         name: What verdicts call the model.
-        template_version: The wording it was trained on. What the training stage left in `done.json` (recipe,
-            base, counts) goes into the manifest as provenance.
+        template_version: The wording it was trained on; left out, what the training stage wrote in `done.json`
+            says it, and else it is the paper's, `guardreasoner/1`. What else stands in `done.json` goes into the
+            manifest as provenance.
         policy: The policy it was trained with, if any.
         rows: Real rows: some to find outliers for int8, others to measure parity on.
         device: What the graph is for. A CUDA graph is built anywhere; its parity is measured where CUDA is.
-        precision: `int8` or `fp32` on the CPU, `fp16` or `int4` on CUDA.
+        precision: `int8`, `int4` or `fp32` on the CPU, `fp16` or `int4` on CUDA.
         max_error: Largest accepted mean distance of a label's log-odds from the torch model's.
         decides: Which of score and reasoning is the judge.
+        cuda_graph: Have the runtime capture the decoding step as a CUDA graph.
 
     Raises:
+        BadInput: There is no such checkpoint, or no such graph is made.
         ParityError: The distance is larger.
     """
     from transformers import AutoConfig, AutoTokenizer
 
     from .graph import build, smooth
 
-    if (device, precision) not in {("cpu", "int8"), ("cpu", "fp32"), ("cuda", "fp16"), ("cuda", "int4")}:
-        raise BadInput(f"{precision} on {device} is not made. Choose int8 or fp32 on cpu, fp16 or int4 on cuda.")
+    if precision not in _PRECISIONS.get(device, ()) or (cuda_graph and device != "cuda"):
+        asked = f"{precision} on {device}{' with a CUDA graph' if cuda_graph else ''}"
+        raise BadInput(f"{asked} is not made. Choose int8, int4 or fp32 on cpu, fp16 or int4 on cuda.")
     if len(rows) < 2:
         raise BadInput("Parity is measured on real rows: pass at least two.")
     if out.exists() and any(out.iterdir()) and not (out / MANIFEST).exists():
         raise BadInput(f"{out} holds something that is no model. Name a new folder, or an exported one to replace.")
+    checkpoint = _fetched(checkpoint)
+    template_version = template_version or _trained_on(checkpoint)
+    wording = template(template_version, policy)
     made = out.with_name(f"{out.name}.part")
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir(parents=True)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     config = AutoConfig.from_pretrained(checkpoint)
-    wording = template(template_version, policy)
 
     source = checkpoint
     if precision == "int8":
@@ -85,7 +112,7 @@ def export(
             plain_ids(tokenizer, str(wording.render(row.prompt, row.response)))[:512] for row in rows[:_SMOOTHING_ROWS]
         ]
         smooth(checkpoint, source, texts)
-    build(source, made, device=device, precision=precision)
+    build(source, made, device=device, precision=precision, cuda_graph=cuda_graph)
     shutil.rmtree(made / "smoothed", ignore_errors=True)
     end = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
     _finish_settings(made / "genai_config.json", end, device)
@@ -172,6 +199,33 @@ def measure_parity(checkpoint: Path, model: ModelDir, rows: Sequence[SeedRow]) -
         "labels that agree": round(sum((e > 0) == (f > 0) for e, f in pairs) / len(pairs), 4),
         "scores": float(len(pairs)),
     }
+
+
+def _fetched(checkpoint: Path | str) -> Path:
+    """The folder of a checkpoint; a hub id is downloaded."""
+    folder = Path(checkpoint)
+    if (folder / "config.json").exists():
+        return folder
+    if isinstance(checkpoint, Path) or folder.exists() or str(checkpoint).count("/") != 1:
+        raise BadInput(f"{checkpoint} is no transformers folder. Name one that holds config.json, or a hub id.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        wanted = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+        return Path(snapshot_download(str(checkpoint), allow_patterns=wanted))
+    except Exception as error:  # the hub's library raises many kinds
+        raise BadInput(
+            f"{checkpoint} is neither a folder here nor a model that the hub gave ({type(error).__name__}). Check the "
+            "name and the network."
+        ) from error
+
+
+def _trained_on(checkpoint: Path) -> str:
+    """The wording a checkpoint was trained on, if it was trained here; else the paper's."""
+    said = checkpoint / "done.json"
+    if not said.exists():
+        return PAPER.version
+    return str(json.loads(said.read_text(encoding="utf-8"))["made by"]["recipe"]["sft"]["template"])
 
 
 def _provenance(checkpoint: Path) -> dict[str, Any]:

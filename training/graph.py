@@ -24,7 +24,7 @@ _MAX_FILE = 90_000_000
 """Bytes a weight file may have; code hosts refuse more than 100 MB."""
 
 
-def build(checkpoint: Path, out: Path, *, device: str, precision: str) -> None:
+def build(checkpoint: Path, out: Path, *, device: str, precision: str, cuda_graph: bool = False) -> None:
     """Builds `model.onnx` and `genai_config.json` with the runtime's model builder.
 
     Args:
@@ -32,6 +32,7 @@ def build(checkpoint: Path, out: Path, *, device: str, precision: str) -> None:
         out: Folder to write to.
         device: `cpu` or `cuda`.
         precision: `fp32`, `fp16`, `int4` as the builder makes them; `int8` is made here, for the CPU.
+        cuda_graph: Whether the runtime is told to capture a CUDA graph.
     """
     builder = _builder()
     with tempfile.TemporaryDirectory() as cache:
@@ -45,7 +46,8 @@ def build(checkpoint: Path, out: Path, *, device: str, precision: str) -> None:
         built = "fp32" if precision == "int8" else precision
         arguments = (None, str(staged), str(out), built, device, cache)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints each layer
-            builder.create_model(*arguments, **builder.parse_extra_options(*arguments, []))
+            options = ["enable_cuda_graph=true"] if cuda_graph else []
+            builder.create_model(*arguments, **builder.parse_extra_options(*arguments, options))
     _score_last_token(out / "model.onnx")
     if precision == "int8":
         _quantise(out / "model.onnx")

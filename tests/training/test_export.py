@@ -24,7 +24,7 @@ def exported(checkpoint: Path, rows: Path, out: Path, **settings: Any) -> Path:
     return directory
 
 
-@pytest.mark.parametrize(("precision", "bound"), [("fp32", 0.002), ("int8", 0.6)])
+@pytest.mark.parametrize(("precision", "bound"), [("fp32", 0.002), ("int8", 0.6), ("int4", 3.0)])
 def test_the_graph_scores_as_torch_does_and_says_how_closely(
     checkpoint: Path, rows: Path, tmp_path: Path, precision: str, bound: float
 ) -> None:
@@ -92,9 +92,48 @@ def test_thresholds_are_written_into_the_manifest(checkpoint: Path, rows: Path, 
     assert open_model(directory).manifest.thresholds == {"request": 0.25, "completion": 0.5, "response": 0.75}
 
 
-def test_what_is_not_made_is_refused(checkpoint: Path, rows: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="Choose int8 or fp32 on cpu"):
-        exported(checkpoint, rows, tmp_path / "out", device="cuda", precision="int8")
+@pytest.mark.parametrize(
+    "asked", [{"device": "cuda", "precision": "int8"}, {"precision": "fp16"}, {"device": "tpu"}, {"cuda_graph": True}]
+)
+def test_what_is_not_made_is_refused(checkpoint: Path, rows: Path, tmp_path: Path, asked: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match="Choose int8, int4 or fp32 on cpu"):
+        exported(checkpoint, rows, tmp_path / "out", **asked)
+
+
+def test_a_cuda_graph_is_asked_for_in_the_runtimes_settings(checkpoint: Path, rows: Path, tmp_path: Path) -> None:
+    directory = exported(checkpoint, rows, tmp_path / "out", device="cuda", precision="fp16", cuda_graph=True)
+    settings = json.loads((directory / "genai_config.json").read_text())
+    [provider] = settings["model"]["decoder"]["session_options"]["provider_options"]
+    assert provider["cuda"]["enable_cuda_graph"] == "1"
+
+
+def test_a_published_checkpoint_is_exported_with_nothing_but_its_place(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked: list[str] = []
+
+    def download(id: str, **_: Any) -> str:
+        asked.append(id)
+        return str(checkpoint)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    directory = export("yueliu1999/GuardReasoner-1B", tmp_path / "out", name="guard", precision="fp32")
+    manifest = open_model(directory).manifest
+    assert asked == ["yueliu1999/GuardReasoner-1B"]
+    assert (manifest.template, manifest.decides) == ("guardreasoner/1", "reasoning")
+    assert manifest.parity["scores"] == 24
+    verdict = GuardReasonerGuard(directory, reasoning="never").check("How do I bake bread?", "With flour.")
+    assert verdict.outcome == "verdict"
+
+
+def test_a_checkpoint_that_is_not_there_is_said(tmp_path: Path) -> None:
+    for named in (tmp_path / "nothing", str(tmp_path), "nothing"):
+        with pytest.raises(BadInput, match="is no transformers folder"):
+            export(named, tmp_path / "out", name="guard")
+    with pytest.raises(BadInput, match="hub gave"):
+        export("nobody/nothing", tmp_path / "out", name="guard")
 
 
 def test_what_is_no_model_is_not_replaced(checkpoint: Path, rows: Path, tmp_path: Path) -> None:
