@@ -112,6 +112,17 @@ def hsdpo(
     typer.echo(run(load_recipe(recipe), pairs, model, out))
 
 
+@train.command()
+def average(
+    models: Annotated[list[str], typer.Argument(help="Two or more checkpoints or exported guards, of one base.")],
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint.")],
+) -> None:
+    """Write the mean of several models' weights: trainings that went on from one model, in one."""
+    from guardreasoner_guard.training.average import average as run
+
+    typer.echo(run(models, out))
+
+
 @train.command(name="all")
 def train_all(
     data: Annotated[str, typer.Option(help="Labelled rows: .csv, .jsonl, .parquet, or a hub data set as id:split.")],

@@ -225,7 +225,10 @@ def _trained_on(checkpoint: Path) -> str:
     said = checkpoint / "done.json"
     if not said.exists():
         return PAPER.version
-    return str(json.loads(said.read_text(encoding="utf-8"))["made by"]["recipe"]["sft"]["template"])
+    recipe = json.loads(said.read_text(encoding="utf-8"))["made by"].get("recipe")
+    if not isinstance(recipe, dict):
+        raise BadInput(f"{said} does not say which wording the model was trained on. Name it: --template short/2.")
+    return str(recipe["sft"]["template"])
 
 
 def _provenance(checkpoint: Path) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def _builder() -> Any:
     return builder
 
 
-def smooth(checkpoint: Path, out: Path, texts: Sequence[Sequence[int]], strength: float = 0.5) -> None:
+def smooth(checkpoint: Path, out: Path, texts: Sequence[Sequence[int]], strength: float = 0.65) -> None:
     """Moves outliers from activations into weights, so that 8 bits hold both (SmoothQuant, arXiv 2211.10438).
 
     Each norm's output channels are divided, and the columns of the projections that read it multiplied, by
