@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -144,7 +145,7 @@ def begin(folder: Path, manifest: Path, made_by: dict[str, Any]) -> bool:
 
 
 def mark_done(manifest: Path, made_by: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Writes a stage's manifest, whole or not at all."""
-    part = manifest.with_name(manifest.name + ".part")
+    """Writes a stage's manifest, whole or not at all; several processes of one training may do so at once."""
+    part = manifest.with_name(f"{manifest.name}.{os.getpid()}.part")
     part.write_text(json.dumps({"made by": made_by, **facts}, indent=1), encoding="utf-8")
     part.replace(manifest)

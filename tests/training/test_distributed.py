@@ -38,15 +38,16 @@ def test_two_processes_train_the_same_model_as_one(checkpoint: Path, rows: Path,
     for processes in (1, 2):
         recipe = tmp_path / f"{processes}.toml"
         recipe.write_text(RECIPE.format(accumulation=4 // processes))
-        subprocess.run(
+        run = subprocess.run(
             [
                 sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes),
                 "-m", "guardreasoner_guard", "train", "rsft", "--rows", str(reasoning), "--recipe", str(recipe),
                 "--base", str(checkpoint), "--out", str(tmp_path / str(processes)),
             ],
-            check=True, capture_output=True, timeout=300,
+            capture_output=True, text=True, timeout=300,
             env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         )  # fmt: skip
+        assert run.returncode == 0, run.stderr
     start, _ = load_base(str(checkpoint), torch.float32)
     one, _ = load_base(str(tmp_path / "1" / "model"), torch.float32)
     two, _ = load_base(str(tmp_path / "2" / "model"), torch.float32)
