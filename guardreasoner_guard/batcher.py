@@ -161,8 +161,8 @@ class Batcher:
 
     def _carry_out(self, batch: list[_Call]) -> None:
         """Runs the calls as one; where that fails, one by one, so that the fault of one is not that of all."""
-        run = self._runner(batch[0].kind)
         if len(batch) > 1:
+            run = self._runner(batch[0].kind)
             try:
                 results = run([item for call in batch for item in call.next_items], _CancelledAll(batch))
             except Exception:
@@ -175,8 +175,7 @@ class Batcher:
                 return
         for call in batch:
             try:
-                if batch[0].kind != "score":  # a seed is that of a call: each of its turns draws on
-                    run = self._runner(batch[0].kind, len(call.results))
+                run = self._runner(call.kind, len(call.results))  # a seed is that of a call: its turns draw on
                 call.results += run(call.next_items, call.cancel)
             except Exception as error:
                 call.error = error

@@ -15,6 +15,13 @@ MOST = 4
 """Caches kept side by side, so that a few talks under way do not wipe each other out."""
 
 
+def common(ids: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> int:
+    """How many tokens two texts have in common from the start."""
+    length = min(len(ids), len(other))
+    differ = ids[:length] != other[:length]
+    return int(differ.argmax()) if differ.any() else length
+
+
 class Kept:
     """One cache, and the tokens it holds."""
 
@@ -25,9 +32,7 @@ class Kept:
 
     def shared(self, ids: np.ndarray[Any, Any]) -> int:
         """How many tokens a text and this cache have in common from the start."""
-        length = min(len(ids), len(self.ids))
-        differ = self.ids[:length] != ids[:length]
-        return int(differ.argmax()) if differ.any() else length
+        return common(self.ids, ids)
 
 
 class Caches:

@@ -22,7 +22,7 @@ import numpy as np
 from .batcher import Batcher
 from .engine import Question, Scored, Written, windows
 from .errors import BadModelDir, DeviceUnavailable, EngineError, MissingExtra
-from .kept import Caches
+from .kept import Caches, common
 from .model_dir import Device, ModelDir
 from .template import Prompt
 
@@ -93,7 +93,7 @@ class OnnxEngine:
             config = self._runtime.Config(str(model.path))
             if self.device == "cpu":  # a graph for CUDA names its provider, and its options, itself
                 config.clear_providers()
-                options = {"intra_op_num_threads": min(_processors(), _MOST_THREADS)}
+                options = {"intra_op_num_threads": threads()}
                 config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
             self._model = self._runtime.Model(config)
         except BadModelDir:
@@ -173,13 +173,16 @@ class OnnxEngine:
 
         A batch reads each prompt whole, so what shares its beginning with its neighbour is left to the caches.
         """
+        if len(encoded) < 2:
+            return []
+        arrays = [np.array(ids, dtype=np.int32) for ids in encoded]
         free = [
             index
-            for index, ids in enumerate(encoded)
+            for index, ids in enumerate(arrays)
             if len(ids) <= _SHORT
-            and not any(_common(ids, other) > len(ids) // 2 for other in encoded[max(0, index - 1) : index])
-            and not any(_common(ids, other) > len(ids) // 2 for other in encoded[index + 1 : index + 2])
-            and self._caches.share(ids) <= len(ids) // 2
+            and not any(common(ids, other) > len(ids) // 2 for other in arrays[max(0, index - 1) : index])
+            and not any(common(ids, other) > len(ids) // 2 for other in arrays[index + 1 : index + 2])
+            and self._caches.share(encoded[index]) <= len(ids) // 2
         ]
         free.sort(key=lambda index: len(encoded[index]))
         batches = [free[at : at + BATCH] for at in range(0, len(free), BATCH)]
@@ -276,14 +279,10 @@ def _odds(logits: np.ndarray[Any, Any]) -> tuple[float, ...]:
     return tuple(float(p) for p in odds / odds.sum())
 
 
-def _common(ids: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two texts have in common from the start."""
-    return next((at for at, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b), min(len(ids), len(other)))
-
-
-def _processors() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def threads() -> int:
+    """Threads a model runs on: the processors this process may use, as far as more of them gain anything."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, _MOST_THREADS)
 
 
 def _encodable(text: str) -> str:

@@ -151,8 +151,8 @@ class Withheld:
         self._judged = ""
         self._begin = 0
         """Where the model's window stands in the text; what lies before it was cleared."""
-        self._unjudged = 0
-        """Characters since the last check."""
+        self._new = ""
+        """What the chunks since the last check say."""
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -165,18 +165,16 @@ class Withheld:
         self._chunks.append(chunk)
         said = list(texts_of(chunk))
         self._said += said
-        self._unjudged += sum(map(len, said))
+        self._new += "".join(said)
         if _calls_a_tool(chunk) or not isinstance(self.whole, (str, BaseMessageChunk)):
             self._hold = "answer"
         if self._hold == "answer":
             return False
         size = _LONGEST_SENTENCE if self._hold == "sentence" else max(1, int(self._hold) // 2)
-        if self._hold != "sentence" and self._unjudged <= size:  # a token has a character at least
-            return False
-        new = self._text()[len(self._judged) :]
-        if self._hold == "sentence" and _SENTENCE_END.search(new):
+        if self._hold == "sentence" and _SENTENCE_END.search(self._new):
             return True
-        return len(self._guard.judge.engine.split(new, size, 0)) > 1
+        # a token has a character at least
+        return len(self._new) > size and len(self._guard.judge.engine.split(self._new, size, 0)) > 1
 
     def answered(self) -> Exchange | None:
         """The exchange to be judged now; None where the chunks hold no text."""
@@ -185,7 +183,7 @@ class Withheld:
             return None
         if not text.startswith(self._judged[: self._begin]):
             self._begin = 0  # a message's parts were put in another order
-        self._judged, self._unjudged = text, 0
+        self._judged, self._new = text, ""
         self._guard.read(self._exchange.model_copy(update={"response": text}))  # holds all of it to max_characters
         return self._exchange.model_copy(update={"response": text[self._begin :]})
 

@@ -102,16 +102,25 @@ def _batches(rows: Sequence[BenchmarkRow]) -> Iterable[list[BenchmarkRow]]:
 
 def summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
     """Scores predictions; see `evaluate`."""
-    by_benchmark: dict[str, list[Prediction]] = {}
-    for prediction in predictions:
-        by_benchmark.setdefault(prediction.benchmark, []).append(prediction)
-    benchmarks = {name: _score(part) for name, part in by_benchmark.items()}
+    benchmarks = {name: _score(part) for name, part in _by_benchmark(predictions).items()}
     result: dict[str, Any] = {"benchmarks": benchmarks, "averages": _averages(benchmarks, "f1")}
     if predictions and all(p.written or p.unreadable for p in predictions):
         result["averages of the written answers"] = _averages(benchmarks, "written_f1")
     if all(p.score is not None for p in predictions) and predictions:
         result["fitted on one half, scored on the other"] = cross_fitted(predictions)
     return result
+
+
+def _by_benchmark(predictions: Iterable[Prediction]) -> dict[str, list[Prediction]]:
+    found: dict[str, list[Prediction]] = {}
+    for prediction in predictions:
+        found.setdefault(prediction.benchmark, []).append(prediction)
+    return found
+
+
+def _weight(benchmark: str, rows: int) -> int:
+    """How much a benchmark weighs in its task's average: the paper's samples; an unknown one its rows."""
+    return BENCHMARKS[benchmark].weight if benchmark in BENCHMARKS else rows
 
 
 def _score(part: Sequence[Prediction]) -> dict[str, Any]:
@@ -150,7 +159,7 @@ def _averages(benchmarks: dict[str, dict[str, Any]], field: str) -> dict[str, fl
     for task in ASKS:
         part = {name: scores for name, scores in benchmarks.items() if scores["task"] == task}
         if part:
-            weights = {name: BENCHMARKS[name].weight if name in BENCHMARKS else s["rows"] for name, s in part.items()}
+            weights = {name: _weight(name, s["rows"]) for name, s in part.items()}
             total = sum(s.get(field, 0.0) * weights[name] for name, s in part.items())
             result[str(task)] = round(total / sum(weights.values()), 2)
     result["mean"] = round(sum(result.values()) / max(1, len(result)), 2)
@@ -165,15 +174,10 @@ def fit_threshold(predictions: Sequence[Prediction]) -> float:
     scores = sorted({p.score for p in predictions if p.score is not None})
     step = max(1, len(scores) // 300)
     candidates = [(low + high) / 2 for low, high in zip(scores[::step], scores[step::step], strict=False)] or [0.5]
-    by_benchmark: dict[str, list[Prediction]] = {}
-    for prediction in predictions:
-        by_benchmark.setdefault(prediction.benchmark, []).append(prediction)
+    by_benchmark = _by_benchmark(predictions)
 
     def weighted(threshold: float) -> float:
-        return sum(
-            (BENCHMARKS[name].weight if name in BENCHMARKS else len(part)) * f1(_at(part, threshold))
-            for name, part in by_benchmark.items()
-        )
+        return sum(_weight(name, len(part)) * f1(_at(part, threshold)) for name, part in by_benchmark.items())
 
     values = [weighted(candidate) for candidate in candidates]
     # the top of the curve is jagged: the best point of a smoothed curve holds better on other rows
@@ -183,10 +187,8 @@ def fit_threshold(predictions: Sequence[Prediction]) -> float:
 
 def weighted_f1(predictions: Sequence[Prediction]) -> float:
     """F1 in percent over the benchmarks of one task, weighted as in the paper."""
-    by_benchmark: dict[str, list[Prediction]] = {}
-    for prediction in predictions:
-        by_benchmark.setdefault(prediction.benchmark, []).append(prediction)
-    weights = {name: BENCHMARKS[name].weight if name in BENCHMARKS else len(p) for name, p in by_benchmark.items()}
+    by_benchmark = _by_benchmark(predictions)
+    weights = {name: _weight(name, len(part)) for name, part in by_benchmark.items()}
     total = sum(weights[name] * f1((p.label, p.predicted) for p in part) for name, part in by_benchmark.items())
     return round(total / max(1, sum(weights.values())), 2)
 
@@ -224,10 +226,7 @@ def cross_fitted(predictions: Sequence[Prediction]) -> dict[str, float]:
                     for p in score_on
                     if p.task == task
                 ]
-        by_benchmark: dict[str, list[Prediction]] = {}
-        for prediction in rescored:
-            by_benchmark.setdefault(prediction.benchmark, []).append(prediction)
-        averages = _averages({name: _score(part) for name, part in by_benchmark.items()}, "f1")
+        averages = _averages({name: _score(part) for name, part in _by_benchmark(rescored).items()}, "f1")
         for name, value in averages.items():
             totals[name] = totals.get(name, 0.0) + value / 2
     return {name: round(value, 2) for name, value in totals.items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from guardreasoner_guard.bench import Peer
 from guardreasoner_guard.model_dir import ModelDir
+from guardreasoner_guard.onnx_engine import threads
 
 from .graph import reference_graph
 from .thaw import thaw, thaw_tokenizer
@@ -67,7 +67,7 @@ class LlamaCpp:
         parameters = xllamacpp.CommonParams()
         parameters.model.path = str(file)
         parameters.n_ctx, parameters.n_parallel = 2048, 1
-        parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = _threads()
+        parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads()
         self._server = xllamacpp.Server(parameters)
 
     def read(self, ids: Sequence[int]) -> None:
@@ -109,7 +109,7 @@ class Transformers(_Torchlike):
     def __init__(self, checkpoint: Path) -> None:
         dtype = torch.bfloat16 if _has_bf16() else torch.float32
         self.name = f"transformers {str(dtype).removeprefix('torch.')}"
-        torch.set_num_threads(_threads())
+        torch.set_num_threads(threads())
         self._model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype).eval()
 
 
@@ -200,11 +200,6 @@ def _gguf_name(name: str) -> str:
     if parts[0] != "layers":
         return {"embed_tokens": "token_embd.weight", "norm": "output_norm.weight"}[parts[0]]
     return f"blk.{parts[1]}.{_NAMES[parts[2]]}.weight"
-
-
-def _threads() -> int:
-    """As many as the guard's engine takes."""
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
 
 
 def _has_bf16() -> bool:
