@@ -12,6 +12,7 @@ from rich.markup import escape
 from .errors import GuardError
 from .guard import GuardReasonerGuard
 from .model_dir import open_model
+from .onnx_engine import has_vnni
 
 _PACKAGES = {
     "langchain-core": "",
@@ -44,6 +45,7 @@ def examine(model: str, device: str) -> bool:
         console.print(f"  providers               {', '.join(onnxruntime.get_available_providers())}")
     except ImportError:
         pass
+    console.print(f"  8-bit arithmetic        {'VNNI' if has_vnni() else 'no VNNI seen: as exact, half as fast'}")
     try:
         manifest = open_model(model).manifest
         console.print(

@@ -136,40 +136,46 @@ def _quantise(path: Path) -> None:
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     zero = _constant(graph, np.array(128, dtype=np.uint8), "/int8/zero")
-    middle = _constant(graph, np.array(128, dtype=np.float32), "/int8/middle")
+    one = _constant(graph, np.array(1, dtype=np.float32), "/int8/one")
     step = _constant(graph, np.array(1 / 127, dtype=np.float32), "/int8/step")
     least = _constant(graph, np.array(1e-9, dtype=np.float32), "/int8/least")
-    axes = _constant(graph, np.array([-1], dtype=np.int64), "/int8/axes")
+    inner = _constant(graph, np.array([-1], dtype=np.int64), "/int8/inner")
     make = helper.make_node
-    nodes: list[onnx.NodeProto] = []
+    nodes = [
+        # the zero points of all tokens, in the shape of their scales
+        make("Unsqueeze", ["input_ids", inner], ["/int8/tokens"]),
+        make("Shape", ["/int8/tokens"], ["/int8/tokens/shape"]),
+        make("Expand", [zero, "/int8/tokens/shape"], ["/int8/zeros"]),
+        make("Shape", ["/last/indices"], ["/int8/last/shape"]),
+        make("Expand", [zero, "/int8/last/shape"], ["/int8/last/zeros"]),
+    ]
     narrowed: set[str] = set()
     for node in graph.node:
         if node.op_type != "MatMul" or node.input[1] not in weights:
             nodes.append(node)
             continue
         values, weight, result = node.input[0], node.input[1], node.output[0]
+        table = numpy_helper.to_array(weights[weight])
         if values not in narrowed:
             narrowed.add(values)
+            zeros = "/int8/last/zeros" if values == "/last/hidden" else "/int8/zeros"
             nodes += [
                 make("Abs", [values], [f"{values}/abs"]),
-                make("ReduceMax", [f"{values}/abs", axes], [f"{values}/peak"], keepdims=1),
+                make("ReduceMax", [f"{values}/abs", inner], [f"{values}/peak"], keepdims=1),
                 make("Mul", [f"{values}/peak", step], [f"{values}/raw_scale"]),
                 make("Max", [f"{values}/raw_scale", least], [f"{values}/scale"]),
-                make("Div", [values, f"{values}/scale"], [f"{values}/scaled"]),
-                make("Round", [f"{values}/scaled"], [f"{values}/rounded"]),
-                make("Add", [f"{values}/rounded", middle], [f"{values}/shifted"]),
-                make("Cast", [f"{values}/shifted"], [f"{values}/int8"], to=TensorProto.UINT8),
-            ]
-        table = numpy_helper.to_array(weights[weight])
+                # a block is a whole token
+                make("QuantizeLinear", [values, f"{values}/scale", zeros], [f"{values}/int8"],
+                     axis=-1, block_size=table.shape[0]),
+            ]  # fmt: skip
         scale = np.maximum(np.abs(table).max(axis=0), 1e-9) / 127
         _constant(graph, np.round(table / scale).astype(np.int8), f"{weight}_int8")
         _constant(graph, scale.astype(np.float32), f"{weight}_scale")
         nodes += [
-            make("MatMulInteger", [f"{values}/int8", f"{weight}_int8", zero], [f"{result}/sum"]),
-            make("Cast", [f"{result}/sum"], [f"{result}/wide"], to=TensorProto.FLOAT),
-            make("Mul", [f"{result}/wide", f"{values}/scale"], [f"{result}/rows"]),
-            make("Mul", [f"{result}/rows", f"{weight}_scale"], [result]),
-        ]
+            make("MatMulIntegerToFloat", [f"{values}/int8", f"{weight}_int8", one, f"{weight}_scale", zero],
+                 [f"{result}/rows"], domain="com.microsoft"),
+            make("Mul", [f"{result}/rows", f"{values}/scale"], [result]),
+        ]  # fmt: skip
     for at, node in enumerate(nodes):
         node.name = node.name or f"/int8/{node.op_type}_{at}"
     del graph.node[:]
@@ -188,18 +194,25 @@ def _constant(graph: onnx.GraphProto, value: np.ndarray[Any, Any], name: str) ->
 
 
 def _share_embedding(model: onnx.ModelProto) -> None:
-    """Looks tokens up in the quantised head (hidden, vocabulary) instead of keeping an fp32 table beside it."""
+    """Looks tokens up in the quantised head instead of keeping an fp32 table beside it.
+
+    It is stored a token a row (vocabulary, hidden): columns far apart in memory take longer to fetch than some
+    layers to compute. The runtime turns it over for the head once, when it loads.
+    """
     graph = model.graph
     lookup = next(node for node in graph.node if node.name == f"{_EMBED}/Gather")
     result, ids = lookup.output[0], lookup.input[1]
     for node in [n for n in graph.node if n.name in (f"{_EMBED}/Transpose", f"{_EMBED}/Gather")]:
         graph.node.remove(node)
+    head = next(tensor for tensor in graph.initializer if tensor.name == f"{_WEIGHT}_int8")
+    rows = _constant(graph, np.ascontiguousarray(numpy_helper.to_array(head).T), f"{_WEIGHT}_rows_int8")
+    graph.initializer.remove(head)
     axes = _constant(graph, np.array([-1], dtype=np.int64), f"{_EMBED}/axes")
     make = helper.make_node
     name = _EMBED
     nodes = [
-        make("Gather", [f"{_WEIGHT}_int8", ids], [f"{name}/columns"], axis=1),
-        make("Transpose", [f"{name}/columns"], [f"{name}/rows"], perm=[1, 2, 0]),
+        make("Transpose", [rows], [f"{_WEIGHT}_int8"], perm=[1, 0]),
+        make("Gather", [rows, ids], [f"{name}/rows"]),
         make("Cast", [f"{name}/rows"], [f"{name}/wide"], to=TensorProto.FLOAT),
         make("Gather", [f"{_WEIGHT}_scale", ids], [f"{name}/scales"]),
         make("Unsqueeze", [f"{name}/scales", axes], [f"{name}/column_scales"]),
@@ -237,6 +250,8 @@ def _score_last_token(path: Path) -> None:
         node.name = f"/last/{node.op_type}"
         graph.node.insert(at + offset, node)
     head.input[0] = "/last/hidden"
+    # the runtime makes room for one token's logits where the graph says so, and for all tokens' otherwise
+    graph.output[0].type.tensor_type.shape.dim[1].dim_value = 1
     # a zoo of stale shapes would contradict the new one
     del graph.value_info[:]
     save(model, path)

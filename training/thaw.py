@@ -29,7 +29,7 @@ def thaw(model: ModelDir) -> LlamaForCausalLM:
     """
     graph = onnx.load(model.path / "model.onnx", load_external_data=False).graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
-    if model.manifest.precision != "int8" or "lm_head.MatMul.weight_int8" not in tensors:
+    if model.manifest.precision != "int8" or "lm_head.MatMul.weight_rows_int8" not in tensors:
         raise BadInput(
             f"{model.path} cannot be trained further: only int8 exports of Llama-type models can. Name the "
             "checkpoint it was exported from."
@@ -45,7 +45,9 @@ def thaw(model: ModelDir) -> LlamaForCausalLM:
         wide = array(f"{name}.weight_int8").astype(np.float32) * array(f"{name}.weight_scale")
         return torch.from_numpy(np.ascontiguousarray(wide.T))
 
-    weights: dict[str, torch.Tensor] = {"model.embed_tokens.weight": matrix("lm_head.MatMul")}
+    embedding = array("lm_head.MatMul.weight_rows_int8").astype(np.float32)
+    embedding *= array("lm_head.MatMul.weight_scale")[:, None]
+    weights = {"model.embed_tokens.weight": torch.from_numpy(embedding)}
     layers = decoder["num_hidden_layers"]
     for n in range(layers):
         here = f"model.layers.{n}"
