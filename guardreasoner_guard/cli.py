@@ -61,8 +61,8 @@ def evaluate(
 
     rows = read_benchmarks(data, limit)
     guard = _guard(model, reasoning, device)
-    result = run(guard.judge, rows, guard.reasoning, guard.policy)
     out.parent.mkdir(parents=True, exist_ok=True)
+    result = run(guard.judge, rows, guard.reasoning, guard.policy, out.with_name(f"{out.name}.part"))
     out.write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
     _table(result)
 
@@ -159,8 +159,8 @@ def calibrate(
     unharmful or compliance) that may be flagged; all its rows count.
     """
     from guardreasoner_guard.training import calibrate as run
-    from guardreasoner_guard.training.evaluate import Prediction
     from guardreasoner_guard.training.export import set_thresholds
+    from guardreasoner_guard.training.prediction import Prediction
 
     from .model_dir import open_model
 

@@ -19,8 +19,9 @@ from guardreasoner_guard.policy import Policy
 from guardreasoner_guard.verdict import LABELS, Task
 
 from .benchmarks import ASKS
-from .evaluate import Prediction, fit_threshold, halves, weighted_f1
 from .export import write_manifest
+from .prediction import Prediction, halves
+from .scoring import fit_threshold, weighted_f1
 
 MOST_LOST = 0.5
 """Points of F1 that adaptive reasoning may lose against reasoning always."""

@@ -16,7 +16,7 @@ from guardreasoner_guard.training.calibrate import (
     set_calibration,
     threshold_for,
 )
-from guardreasoner_guard.training.evaluate import Prediction, halves
+from guardreasoner_guard.training.prediction import Prediction, halves
 
 from guardreasoner_guard import BadInput, Exchange, GuardReasonerGuard, Policy, ScriptedEngine
 from guardreasoner_guard.judge import Judge

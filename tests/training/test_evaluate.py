@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
 import pytest
 from guardreasoner_guard.training.benchmarks import BENCHMARKS, BenchmarkRow
-from guardreasoner_guard.training.evaluate import (
-    Prediction,
-    cross_fitted,
-    evaluate,
-    f1,
-    fit_threshold,
-    halves,
-    summary,
-)
+from guardreasoner_guard.training.evaluate import evaluate
+from guardreasoner_guard.training.prediction import Prediction, halves
+from guardreasoner_guard.training.scoring import cross_fitted, f1, fit_threshold, summary
 
-from guardreasoner_guard import ScriptedEngine
+from guardreasoner_guard import BadInput, ScriptedEngine
+from guardreasoner_guard.engine import Question, Scored
 from guardreasoner_guard.guard import SCRIPTED_MANIFEST
 from guardreasoner_guard.judge import Judge
 
@@ -51,6 +50,54 @@ def test_a_guard_is_scored_on_rows() -> None:
     assert scores["f1"] == scores["written_f1"] == 88.89
     assert [p["id"] for p in result["predictions"]] == [str(n) for n in range(10)]
     assert result["predictions"][1]["reasoning"][0] == 'The words are "a bomb 1".'
+
+
+class Dying(ScriptedEngine):
+    """Gives out after some questions, as a killed process does."""
+
+    def __init__(self, left: int) -> None:
+        super().__init__()
+        self.left = left
+        self.asked = 0
+
+    def score(self, questions: Sequence[Question], cancel: threading.Event | None = None) -> list[Scored]:
+        self.asked += len(questions)
+        if self.asked > self.left:
+            raise KeyboardInterrupt
+        return super().score(questions, cancel)
+
+
+def test_an_evaluation_that_was_stopped_goes_on(tmp_path: Path) -> None:
+    rows = [row(n, "harmful" if n % 2 else "unharmful") for n in range(100)]
+    journal = tmp_path / "out.json.part"
+    whole = evaluate(Judge(ScriptedEngine(), SCRIPTED_MANIFEST), rows, "never")
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Judge(Dying(70), SCRIPTED_MANIFEST), rows, "never", journal=journal)
+    with journal.open("a") as file:
+        file.write('{"id": "6')  # a kill may cut a line off
+    engine = Dying(1000)
+    resumed = evaluate(Judge(engine, SCRIPTED_MANIFEST), rows, "never", journal=journal)
+    assert engine.asked == 100 - 64  # two whole batches were kept
+    for result in (whole, resumed):
+        for one in [*result["predictions"], *result["benchmarks"].values()]:
+            one.pop("milliseconds")
+    assert resumed == whole
+    assert not journal.exists()
+
+
+def test_a_journal_of_another_evaluation_is_refused(tmp_path: Path) -> None:
+    rows = [row(n, "harmful" if n % 2 else "unharmful") for n in range(64)]
+    journal = tmp_path / "out.json.part"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Judge(Dying(40), SCRIPTED_MANIFEST), rows, "never", journal=journal)
+    judge = Judge(ScriptedEngine(), SCRIPTED_MANIFEST)
+    with pytest.raises(BadInput, match="another model"):
+        evaluate(judge, rows, "always", journal=journal)
+    with pytest.raises(BadInput, match="another model"):
+        evaluate(judge, rows[1:], "never", journal=journal)
+    journal.write_text("rubbish\nmore\n")
+    with pytest.raises(BadInput, match="another model"):
+        evaluate(judge, rows, "never", journal=journal)
 
 
 def test_unreadable_answers_are_counted() -> None:
