@@ -6,13 +6,15 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel
 
+from .benchmarks import BenchmarkTask
+
 
 class Prediction(BaseModel):
     """What a guard said of one row."""
 
     id: str
     benchmark: str
-    task: str
+    task: BenchmarkTask
     label: str
     predicted: str
     """The verdict's label."""

@@ -45,10 +45,10 @@ def _weight(benchmark: str, rows: int) -> int:
 
 
 def _score(part: Sequence[Prediction]) -> dict[str, Any]:
-    positive = LABELS[ASKS[part[0].task]][0]  # type: ignore[index]
+    positive = LABELS[ASKS[part[0].task]][0]
     pairs = [(p.label == positive, p.predicted == positive) for p in part]
     right = sum(label and said for label, said in pairs)
-    scores = {
+    scores: dict[str, Any] = {
         "task": part[0].task,
         "rows": len(part),
         "f1": f1((p.label, p.predicted) for p in part),
@@ -163,7 +163,7 @@ def weighted_f1(predictions: Sequence[Prediction]) -> float:
 
 def _at(part: Sequence[Prediction], threshold: float) -> Iterable[tuple[str, str]]:
     for prediction in part:
-        words = LABELS[ASKS[prediction.task]]  # type: ignore[index]
+        words = LABELS[ASKS[prediction.task]]
         yield prediction.label, words[0 if (prediction.score or 0.0) >= threshold else 1]
 
 
