@@ -163,7 +163,7 @@ class RemoteEngine:
         odds = dict.fromkeys(question.words, 0.0)
         with self._reading():
             tokens = int(answer["usage"]["prompt_tokens"])
-            for token, logprob in answer["choices"][0]["logprobs"]["top_logprobs"][0].items():
+            for token, logprob in _likeliest(answer["choices"][0]["logprobs"]):
                 begun = [word for word in odds if token.strip() and word.startswith(token.strip())]
                 if len(begun) == 1:
                     odds[begun[0]] += math.exp(logprob)
@@ -249,6 +249,13 @@ class RemoteEngine:
                 f"The server at {self._where} did not answer as /v1/completions does. "
                 "Check that the URL is an OpenAI-compatible server's, not another one's or a proxy's."
             ) from None
+
+
+def _likeliest(logprobs: dict[str, Any]) -> list[tuple[str, float]]:
+    """The likeliest next tokens and their log-probabilities; llama.cpp lists them as chat answers do."""
+    if "content" in logprobs:
+        return [(one["token"], float(one["logprob"])) for one in logprobs["content"][0]["top_logprobs"]]
+    return [(token, float(logprob)) for token, logprob in logprobs["top_logprobs"][0].items()]
 
 
 def _look(stop: threading.Event | None) -> None:

@@ -38,6 +38,7 @@ class Server(ThreadingHTTPServer):
         self.keys: list[str | None] = []
         self.likely = LIKELY
         self.tokenizes = True
+        self.lists = False
         self.released = threading.Event()
         self.last_came = threading.Event()
         self.noticed: Callable[[], None] = lambda: None
@@ -84,6 +85,9 @@ class Handler(BaseHTTPRequestHandler):
         if "logprobs" in body:
             tokens = {token: math.log(p) for token, p in self.server.likely.items()}
             choice["logprobs"] = {"top_logprobs": [tokens], "tokens": [" harm"], "token_logprobs": [math.log(0.5)]}
+            if self.server.lists:
+                listed = [{"token": token, "logprob": logprob} for token, logprob in tokens.items()]
+                choice["logprobs"] = {"content": [{**listed[0], "top_logprobs": listed}]}
         else:
             words = [*body["prompt"].split(), f"({body['seed']})"]
             choice["text"] = " ".join(words[: body["max_tokens"]])
@@ -153,6 +157,15 @@ def test_a_score_sums_the_tokens_that_begin_one_word_and_no_other(server: Server
     assert (server.asked[0]["max_tokens"], server.asked[0]["logprobs"], server.asked[0]["temperature"]) == (1, 20, 0)
     [shared] = engine.score([Question(Prompt(("x",)), ("unharmful", "untold"))])
     assert shared.probabilities == (1.0, 0.0)  # " un" begins both and counts for neither
+
+
+def test_a_score_is_the_same_from_a_server_that_lists_tokens_as_llama_cpp_does(
+    server: Server, engine: RemoteEngine
+) -> None:
+    question = Question(Prompt(("hello",)), WORDS)
+    as_vllm = engine.score([question])
+    server.lists = True
+    assert engine.score([question]) == as_vllm
 
 
 def test_a_server_that_names_none_of_the_words_is_no_score(server: Server, engine: RemoteEngine) -> None:
