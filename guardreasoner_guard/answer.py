@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from .errors import UnreadableAnswer
 from .verdict import LABELS, TASKS, ReasoningStep, Task
@@ -78,7 +79,7 @@ def read_steps(text: str) -> tuple[ReasoningStep, ...]:
     steps: list[ReasoningStep] = []
     headings = list(_HEADING.finditer(text))
     task = 1
-    for heading, following in zip(headings, [*headings[1:], None], strict=True):
+    for heading, following in zip_longest(headings, headings[1:]):
         if heading["task"]:
             task = max(1, int(heading["task"]))
         elif heading["step"]:

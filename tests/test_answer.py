@@ -37,6 +37,12 @@ def test_what_is_written_can_be_read(
         assert told == [" ".join(step.split()) for step in steps.get(task, [])]
 
 
+@given(st.text() | st.text("#- Task1Reasoning Step:\n"))
+def test_steps_are_read_from_any_text(text: str) -> None:
+    for step in read_steps(text):
+        assert step.number >= 1 and step.text.strip()
+
+
 @given(st.text())
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
