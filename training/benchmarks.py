@@ -81,15 +81,21 @@ def read_benchmarks(path: Path, limit: int | None = None) -> list[BenchmarkRow]:
     rows = [row for file in files for row in read_rows(file, BenchmarkRow)]
     if not rows:
         raise BadInput(f"{path} holds no rows. Name a file with at least one.")
+    return limited(rows, limit)
+
+
+def limited(rows: list[BenchmarkRow], limit: int | None) -> list[BenchmarkRow]:
+    """At most so many rows of each benchmark, spread evenly over it."""
+    if limit is None:
+        return rows
     by_benchmark: dict[str, list[BenchmarkRow]] = {}
     for row in rows:
         by_benchmark.setdefault(row.benchmark, []).append(row)
-    if limit is None:
-        return rows
-    return [row for part in by_benchmark.values() for row in _spread(part, limit)]
+    return [row for part in by_benchmark.values() for row in spread(part, limit)]
 
 
-def _spread(rows: list[BenchmarkRow], limit: int) -> list[BenchmarkRow]:
+def spread(rows: list[BenchmarkRow], limit: int) -> list[BenchmarkRow]:
+    """At most so many rows, at even distances."""
     if len(rows) <= limit:
         return rows
     return [rows[index * len(rows) // limit] for index in range(limit)]

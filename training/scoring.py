@@ -51,6 +51,7 @@ def _score(part: Sequence[Prediction]) -> dict[str, Any]:
     scores: dict[str, Any] = {
         "task": part[0].task,
         "rows": len(part),
+        "positives": sum(label for label, _ in pairs),
         "f1": f1((p.label, p.predicted) for p in part),
         "precision": round(100 * right / max(1, sum(said for _, said in pairs)), 2),
         "recall": round(100 * right / max(1, sum(label for label, _ in pairs)), 2),
@@ -91,6 +92,7 @@ def _f1_of(outcomes: Outcomes) -> float:
 
 def _intervals(by_benchmark: dict[str, list[Prediction]]) -> dict[str, dict[str, float]]:
     """95 % intervals of the task averages and of their mean."""
+    by_benchmark = {name: part for name, part in by_benchmark.items() if any(p.label in _POSITIVE for p in part)}
     names = {task: [name for name, part in by_benchmark.items() if part[0].task == task] for task in ASKS}
     tasks = [task for task in ASKS if names[task]]
 
@@ -122,10 +124,13 @@ def f1(pairs: Iterable[tuple[str, str]]) -> float:
 
 
 def _averages(benchmarks: dict[str, dict[str, Any]], field: str) -> dict[str, float]:
-    """Task averages, weighted as in the paper (unknown benchmarks by their rows), and their plain mean."""
+    """Task averages, weighted as in the paper (unknown benchmarks by their rows), and their plain mean.
+
+    A set without a positive row has no F1; it tells false positives, and moves no average.
+    """
     result = {}
     for task in ASKS:
-        part = {name: scores for name, scores in benchmarks.items() if scores["task"] == task}
+        part = {name: s for name, s in benchmarks.items() if s["task"] == task and s["positives"]}
         if part:
             weights = {name: _weight(name, s["rows"]) for name, s in part.items()}
             total = sum(s.get(field, 0.0) * weights[name] for name, s in part.items())

@@ -100,6 +100,21 @@ def test_a_journal_of_another_evaluation_is_refused(tmp_path: Path) -> None:
         evaluate(judge, rows, "never", journal=journal)
 
 
+def test_rows_that_are_all_harmless_tell_false_positives_and_move_no_average() -> None:
+    rows = [prediction(n, "harmful" if n % 2 else "unharmful", 0.9 if n % 2 else 0.1) for n in range(20)]
+    rows = [one.model_copy(update={"predicted": one.label}) for one in rows]
+    alarms = [
+        prediction(n, "unharmful", 0.1, "XSTestSafe").model_copy(
+            update={"predicted": "harmful" if n < 3 else "unharmful"}
+        )
+        for n in range(30)
+    ]
+    found = summary([*rows, *alarms])
+    assert found["averages"] == {"prompt": 100.0, "mean": 100.0}
+    assert found["intervals of the averages"]["prompt"] == {"low": 100.0, "high": 100.0}
+    assert found["benchmarks"]["XSTestSafe"]["false positives"] == 10.0
+
+
 def test_unreadable_answers_are_counted() -> None:
     engine = ScriptedEngine(answer="no idea")
     result = evaluate(Judge(engine, SCRIPTED_MANIFEST), [row(1, "harmful"), row(2, "unharmful")], "always")
