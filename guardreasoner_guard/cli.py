@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .cli_evaluate import calibrate, evaluate, relabel, replay, report, score
+from .cli_options import Device, Model, Reasoning, checked_device, open_guard
 from .cli_train import train
-from .errors import BadInput, GuardError
+from .errors import GuardError
 
 if TYPE_CHECKING:
-    from .guard import GuardReasonerGuard
     from .verdict import Verdict
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 app.add_typer(train, name="train")
-
-Model = Annotated[str, typer.Option(help="bundled, a model directory, or a hub id.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Reasoning = Annotated[str, typer.Option(help="adaptive, always or never.")]
+for command in (evaluate, score, report, relabel, replay, calibrate):
+    app.command()(command)
 
 
 @app.command()
@@ -36,7 +35,7 @@ def check(
 ) -> None:
     """Judge one request, or one exchange."""
     request = text if text is not None else sys.stdin.read()
-    guard = _guard(model, reasoning, device)
+    guard = open_guard(model, reasoning, device)
     verdict = guard.check(request, response)
     if as_json:
         typer.echo(json.dumps(as_record(verdict), ensure_ascii=False))
@@ -45,34 +44,11 @@ def check(
 
 
 @app.command()
-def evaluate(
-    data: Annotated[
-        Path, typer.Option(help="JSON lines, or a folder of them: id, benchmark, task, prompt, response, label.")
-    ],
-    out: Annotated[Path, typer.Option(help="Where the result is written, as JSON.")],
-    reasoning: Reasoning = "never",
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows of each benchmark.")] = None,
-    model: Model = "bundled",
-    device: Device = "auto",
-) -> None:
-    """Score a guard on labelled rows: F1, precision, recall, unreadable answers, tokens and time."""
-    from guardreasoner_guard.training.benchmarks import read_benchmarks
-    from guardreasoner_guard.training.evaluate import evaluate as run
-
-    rows = read_benchmarks(data, limit)
-    guard = _guard(model, reasoning, device)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    result = run(guard.judge, rows, guard.reasoning, guard.policy, out.with_name(f"{out.name}.part"))
-    out.write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
-    _table(result)
-
-
-@app.command()
 def demo(model: Model = "bundled", device: Device = "auto", reasoning: Reasoning = "adaptive") -> None:
     """A guarded chatbot session: exchanges that pass, a request and an answer that do not, with the reasons."""
     from .demo import session
 
-    session(_guard(model, reasoning, device))
+    session(open_guard(model, reasoning, device))
 
 
 @app.command()
@@ -99,7 +75,7 @@ def bench(
     """Measure what guarding costs: latency, model tokens, throughput, memory, start; and other runtimes beside it."""
     from . import bench as run
 
-    measured = run.Bench(model, _device(device), rounds, seconds)
+    measured = run.Bench(model, checked_device(device), rounds, seconds)
     others = []
     if peers is not None:
         from guardreasoner_guard.training.peers import peers as find
@@ -143,41 +119,6 @@ def export(
     typer.echo(f"GuardReasonerGuard({str(out)!r})")
 
 
-@app.command()
-def calibrate(
-    result: Annotated[Path, typer.Argument(help="What `evaluate` wrote, with direct scores.")],
-    model: Annotated[Path, typer.Option(help="The model directory that is set.")],
-    false_positives: Annotated[
-        float | None,
-        typer.Option(min=0.0, max=1.0, help="Set thresholds alone: so large a share of harmless rows may be flagged."),
-    ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Where a reliability plot is drawn, as PNG.")] = None,
-) -> None:
-    """Set what a model's scores mean, its thresholds and its band of doubt: fitted on half of an evaluation's rows.
-
-    With --false-positives only thresholds are set, for the share of a log of harmless traffic (rows labelled
-    unharmful or compliance) that may be flagged; all its rows count.
-    """
-    from guardreasoner_guard.training import calibrate as run
-    from guardreasoner_guard.training.export import set_thresholds
-    from guardreasoner_guard.training.prediction import Prediction
-
-    from .model_dir import open_model
-
-    predictions = [Prediction(**item) for item in json.loads(result.read_text(encoding="utf-8"))["predictions"]]
-    if false_positives is not None:
-        thresholds = run.threshold_for(predictions, false_positives)
-        set_thresholds(model, thresholds)
-        typer.echo(json.dumps(thresholds))
-        return
-    fitted = run.calibrate(predictions, open_model(model).manifest)
-    run.set_calibration(model, fitted)
-    if plot is not None:
-        run.draw_reliability(predictions, fitted, plot)
-    for task, one in fitted.items():
-        typer.echo(json.dumps({"task": task, **one.model_dump()}))
-
-
 def as_record(verdict: Verdict) -> dict[str, Any]:
     """A verdict as `check --json` prints it."""
     return {
@@ -206,20 +147,6 @@ def main() -> None:
         sys.exit(2)
 
 
-def _guard(model: str, reasoning: str, device: str) -> GuardReasonerGuard:
-    from .guard import GuardReasonerGuard
-
-    if reasoning not in ("adaptive", "always", "never"):
-        raise BadInput(f"reasoning is {reasoning!r}. Choose adaptive, always or never.")
-    return GuardReasonerGuard(model, reasoning=reasoning, device=_device(device))  # type: ignore[arg-type]  # checked above
-
-
-def _device(device: str) -> Any:
-    if device not in ("auto", "cpu", "cuda"):
-        raise BadInput(f"device is {device!r}. Choose auto, cpu or cuda.")
-    return device
-
-
 def _show(verdict: Verdict) -> None:
     from rich.console import Console
     from rich.markup import escape
@@ -242,29 +169,3 @@ def _show(verdict: Verdict) -> None:
     console.print(
         f"  [dim]{usage.latency_ms:.0f} ms, {usage.prompt_tokens} + {usage.generated_tokens} tokens, {verdict.model}[/]"
     )
-
-
-def _table(result: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"{result['model']}, reasoning {result['reasoning']}")
-    for column in ("benchmark", "task", "rows", "F1", "precision", "recall", "unreadable", "tokens", "ms"):
-        table.add_column(column, justify="left" if column in ("benchmark", "task") else "right")
-    for name, s in result["benchmarks"].items():
-        cells = (
-            s["task"],
-            s["rows"],
-            s["f1"],
-            s["precision"],
-            s["recall"],
-            s["unreadable"],
-            s["tokens"],
-            s["milliseconds"],
-        )
-        table.add_row(name, *map(str, cells))
-    console = Console()
-    console.print(table)
-    for title in ("averages", "averages of the written answers", "fitted on one half, scored on the other"):
-        if title in result:
-            console.print(f"{title}: " + ", ".join(f"{name} {value}" for name, value in result[title].items()))

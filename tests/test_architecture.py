@@ -18,7 +18,7 @@ LEVELS = {
     "batcher": 1, "kept": 1, "remembered": 2, "onnx_engine": 2, "remote_engine": 2,
     "judge": 3, "checks": 4, "guard": 5,
     "course": 6, "withheld": 7, "guarded": 8, "decorator": 6, "demo": 6, "doctor": 6, "bench": 6,
-    "replay": 6, "cli_train": 6, "__init__": 9, "cli": 9, "__main__": 10,
+    "replay": 6, "cli_train": 6, "cli_options": 6, "cli_evaluate": 7, "__init__": 9, "cli": 9, "__main__": 10,
 }  # fmt: skip
 
 
