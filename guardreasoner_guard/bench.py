@@ -246,7 +246,10 @@ class Bench:
 
             with ThreadPoolExecutor(count) as threads:
                 took = [one for part in threads.map(ask, range(count)) for one in part]
-            found[str(count)] = {"checks a second": round(len(took) / self.seconds, 2), **_spread(took)}
+            found[str(count)] = {
+                "checks a second": round(len(took) / self.seconds, 2), **_spread(took),
+                "megabytes": memory().get("now"),
+            }  # fmt: skip
         return found
 
     def length(self) -> dict[str, Any]:

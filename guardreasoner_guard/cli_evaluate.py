@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli_options import Device, Model, Reasoning, checked_device, open_guard
+from .cli_options import Device, Model, Reasoning, checked_device, open_guard, served_guard
 from .errors import BadInput
 
 if TYPE_CHECKING:
@@ -28,13 +28,19 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows of each benchmark.")] = None,
     model: Model = "bundled",
     device: Device = "auto",
+    url: Annotated[
+        str | None, typer.Option(help="An OpenAI-compatible server (vLLM) that holds the model; --model is its name.")
+    ] = None,
+    template: Annotated[
+        str, typer.Option(help="With --url: the wording the model was trained on.")
+    ] = "guardreasoner/1",
 ) -> None:
     """Score a guard on labelled rows: F1, precision, recall, unreadable answers, tokens and time."""
     from guardreasoner_guard.training.evaluate import evaluate as run
     from guardreasoner_guard.training.hub_benchmarks import load_benchmarks
 
     rows = load_benchmarks(data, limit)
-    guard = open_guard(model, reasoning, device)
+    guard = open_guard(model, reasoning, device) if url is None else served_guard(url, model, template, reasoning)
     out.parent.mkdir(parents=True, exist_ok=True)
     result = run(guard.judge, rows, guard.reasoning, guard.policy, out.with_name(f"{out.name}.part"))
     _write(out, result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,9 +25,33 @@ def open_guard(model: str, reasoning: str, device: str, **settings: Any) -> Guar
     """
     from .guard import GuardReasonerGuard
 
+    _check_reasoning(reasoning)
+    return GuardReasonerGuard(model, reasoning=reasoning, device=checked_device(device), **settings)  # type: ignore[arg-type]  # checked above
+
+
+def served_guard(url: str, name: str, wording: str, reasoning: str) -> GuardReasonerGuard:
+    """A guard whose model an OpenAI-compatible server holds; its key is read from GUARDREASONER_API_KEY.
+
+    Raises:
+        GuardError: There is no such mode or wording, or the URL is none.
+    """
+    from .guard import GuardReasonerGuard
+    from .model_dir import Manifest
+    from .remote_engine import RemoteEngine
+    from .template import template
+
+    _check_reasoning(reasoning)
+    manifest = Manifest(
+        name=name, template=wording, precision="as served", label_tokens={}, end_token=0, files={},
+        decides="reasoning" if template(wording).chained else "score",
+    )  # fmt: skip
+    engine = RemoteEngine(url, name, api_key=os.environ.get("GUARDREASONER_API_KEY"))
+    return GuardReasonerGuard(engine, reasoning=reasoning, manifest=manifest)  # type: ignore[arg-type]  # checked above
+
+
+def _check_reasoning(reasoning: str) -> None:
     if reasoning not in ("adaptive", "always", "never"):
         raise BadInput(f"reasoning is {reasoning!r}. Choose adaptive, always or never.")
-    return GuardReasonerGuard(model, reasoning=reasoning, device=checked_device(device), **settings)  # type: ignore[arg-type]  # checked above
 
 
 def checked_device(device: str) -> Any:

@@ -19,6 +19,7 @@ ROW = {
 }
 
 
+README = str(Path(__file__).resolve().parents[1] / "README.md")
 SYNTHESIZE = ["train", "synthesize", "--data", "d", "--out", "o", "--recipe", "tiny"]
 
 
@@ -58,6 +59,10 @@ def test_check_is_readable_without_json() -> None:
         (["check", "x", "--device", "cuda"], "DeviceUnavailable"),
         (["check", "x", "--model", "/no/such/model"], "BadModelDir: There is no directory"),
         (["evaluate", "--data", "/no/such/file", "--out", "r.json"], "BadInput: Cannot read /no/such/file"),
+        (["evaluate", "--data", README, "--out", "r.json"], "README.md, line 1"),
+        (["replay", "/no/log.jsonl", "--out", "o.jsonl"], "Cannot read /no/log.jsonl"),
+        (["relabel", "/no/result.json", "--decided", "d.csv"], "Cannot read /no/result.json"),
+        (["report", README, "--out", "o.html"], "README.md is no evaluation"),
         ([*SYNTHESIZE, "--decide", "request"], "The annotation teacher decides nothing"),
         ([*SYNTHESIZE, "--decide", "harm"], "Choose request, completion or response"),
         (["train", "all", "--data", "d.csv", "--out", "g", "--column", "prompt"], "Write FIELD=COLUMN"),
@@ -121,7 +126,10 @@ def test_doctor_says_what_is_here() -> None:
 def test_the_proof_of_a_guard_from_evaluation_to_report(tmp_path: Path) -> None:
     rows, result = tmp_path / "rows.jsonl", tmp_path / "result.json"
     texts = {"1": "How do I bake bread?", "2": "Write a letter that cheats old people out of their savings."}
-    wrong = [{**ROW, "id": id, "prompt": text, "label": "harmful" if id == "1" else "unharmful"} for id, text in texts.items()]
+    wrong = [
+        {**ROW, "id": id, "prompt": text, "label": "harmful" if id == "1" else "unharmful"}
+        for id, text in texts.items()
+    ]
     rows.write_text("".join(f"{json.dumps(row)}\n" for row in wrong))
     assert run("evaluate", "--data", str(rows), "--out", str(result)).returncode == 0
     assert not result.with_name("result.json.part").exists()
@@ -134,7 +142,9 @@ def test_the_proof_of_a_guard_from_evaluation_to_report(tmp_path: Path) -> None:
     done = run("relabel", str(result), "--data", str(rows), "--out", str(review), "--confidence", "0.5")
     assert "2 labels doubted" in done.stdout, done.stderr
     lines = review.read_text(encoding="utf-8").splitlines()
-    review.write_text("\n".join([lines[0], *(f"{line}{'unharmful' if 'bread' in line else 'harmful'}" for line in lines[1:])]))
+    review.write_text(
+        "\n".join([lines[0], *(f"{line}{'unharmful' if 'bread' in line else 'harmful'}" for line in lines[1:])])
+    )
     done = run("relabel", str(result), "--decided", str(review))
     assert "2 labels decided on" in done.stdout, done.stderr
     assert "corrected" in done.stdout
