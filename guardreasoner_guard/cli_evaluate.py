@@ -34,15 +34,24 @@ def evaluate(
     template: Annotated[
         str, typer.Option(help="With --url: the wording the model was trained on.")
     ] = "guardreasoner/1",
+    moderation: Annotated[
+        str | None, typer.Option(help="A server with OpenAI's /v1/moderations; --model is what it is asked for.")
+    ] = None,
 ) -> None:
     """Score a guard on labelled rows: F1, precision, recall, unreadable answers, tokens and time."""
     from guardreasoner_guard.training.evaluate import evaluate as run
     from guardreasoner_guard.training.hub_benchmarks import load_benchmarks
+    from guardreasoner_guard.training.subject import JudgeSubject, ModerationSubject, Subject
 
     rows = load_benchmarks(data, limit)
-    guard = open_guard(model, reasoning, device) if url is None else served_guard(url, model, template, reasoning)
+    subject: Subject
+    if moderation is not None:
+        subject = ModerationSubject(moderation, "" if model == "bundled" else model)
+    else:
+        guard = open_guard(model, reasoning, device) if url is None else served_guard(url, model, template, reasoning)
+        subject = JudgeSubject(guard.judge, guard.reasoning, guard.policy)
     out.parent.mkdir(parents=True, exist_ok=True)
-    result = run(guard.judge, rows, guard.reasoning, guard.policy, out.with_name(f"{out.name}.part"))
+    result = run(subject, rows, out.with_name(f"{out.name}.part"))
     _write(out, result)
     _table(result)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,31 +13,23 @@ from rich.console import Console
 from rich.progress import track
 
 from guardreasoner_guard.errors import BadInput
-from guardreasoner_guard.exchange import Exchange
-from guardreasoner_guard.judge import Judge, Reasoning
-from guardreasoner_guard.policy import Policy
 
-from .benchmarks import ASKS, BenchmarkRow
+from .benchmarks import BenchmarkRow
 from .prediction import Prediction
 from .scoring import summary
+from .subject import Subject
+
+logger = logging.getLogger(__name__)
 
 _BATCH = 32
 
 
-def evaluate(
-    judge: Judge,
-    rows: Sequence[BenchmarkRow],
-    reasoning: Reasoning,
-    policy: Policy | None = None,
-    journal: Path | None = None,
-) -> dict[str, Any]:
-    """Judges rows and scores the guard on them.
+def evaluate(subject: Subject, rows: Sequence[BenchmarkRow], journal: Path | None = None) -> dict[str, Any]:
+    """Puts a guard to the proof, and scores it. Rows it cannot be asked about are left out, with a warning.
 
     Args:
-        judge: The guard's judge.
+        subject: The guard.
         rows: Labelled rows.
-        reasoning: `never`, `always` or `adaptive`.
-        policy: What would be blocked, about which `adaptive` reasons.
         journal: Where predictions are kept while it runs, so that a run that was stopped goes on; removed at the end.
 
     Returns:
@@ -46,53 +38,34 @@ def evaluate(
         fitted on one half of the rows and scored on the other; all predictions.
 
     Raises:
-        BadInput: The journal is that of another model, mode or data.
+        BadInput: The journal is that of another guard or data, or there is no row that it can be asked about.
+        EngineError: The guard could not be asked; what it said so far is kept in the journal.
     """
-    policy = policy or Policy()
-    made_by = {"model": judge.manifest.model_dump(mode="json"), "reasoning": reasoning, "block": list(policy.block)}
-    predictions = [] if journal is None else _begun(journal, made_by, rows)
-    for batch in predict(judge, rows[len(predictions) :], reasoning, policy):
-        predictions += batch
+    fit = [row for row in rows if row.task in subject.tasks]
+    if len(fit) < len(rows):
+        logger.warning("%d rows are left out: %s is not asked about them.", len(rows) - len(fit), subject.name)
+    if not fit:
+        raise BadInput(f"{subject.name} can be asked about {', '.join(subject.tasks)} alone. Name other rows.")
+    predictions = [] if journal is None else _begun(journal, subject.made_by, fit)
+    for batch in track(
+        list(_batches(fit[len(predictions) :])),
+        f"evaluate, reasoning {subject.reasoning}",
+        console=Console(stderr=True),
+    ):
+        found = subject.predict(batch)
+        predictions += found
         if journal is not None:
             with journal.open("a", encoding="utf-8") as file:
-                file.writelines(f"{prediction.model_dump_json()}\n" for prediction in batch)
+                file.writelines(f"{prediction.model_dump_json()}\n" for prediction in found)
     result = {
-        "model": judge.engine.name,
-        "reasoning": reasoning,
+        "model": subject.name,
+        "reasoning": subject.reasoning,
         **summary(predictions),
         "predictions": [prediction.model_dump() for prediction in predictions],
     }
     if journal is not None:
         journal.unlink()
     return result
-
-
-def predict(
-    judge: Judge, rows: Sequence[BenchmarkRow], reasoning: Reasoning, policy: Policy
-) -> Iterator[list[Prediction]]:
-    """Judges rows in batches of one task, in the order of the rows, with a progress bar."""
-    for batch in track(list(_batches(rows)), f"evaluate, reasoning {reasoning}", console=Console(stderr=True)):
-        task = ASKS[batch[0].task]
-        exchanges = [Exchange(request=row.prompt, response=row.response) for row in batch]
-        start = time.perf_counter()
-        found = judge.judge(exchanges, reasoning, tasks=(task,), blocks=policy.blocks, retell=False)
-        spent = (time.perf_counter() - start) * 1000 / len(batch)
-        yield [
-            Prediction(
-                id=row.id,
-                benchmark=row.benchmark,
-                task=row.task,
-                label=row.label,
-                predicted=judgement.labels[task],
-                score=judgement.scores.get(task),
-                written=judgement.by_reasoning.get(task),
-                unreadable=judgement.unreadable > 0,
-                reasoning=[step.text for step in judgement.steps],
-                tokens=judgement.prompt_tokens + judgement.generated_tokens,
-                milliseconds=round(spent, 2),
-            )
-            for row, judgement in zip(batch, found, strict=True)
-        ]
 
 
 def _batches(rows: Sequence[BenchmarkRow]) -> Iterator[list[BenchmarkRow]]:
@@ -115,7 +88,7 @@ def _begun(journal: Path, made_by: dict[str, Any], rows: Sequence[BenchmarkRow])
         return []
     first, *lines = journal.read_text(encoding="utf-8").split("\n")
     lines = lines[:-1]  # after the last line break stands nothing, or a line that a kill cut off
-    another = f"{journal} belongs to an evaluation of another model, mode or data. Remove it, or name another --out."
+    another = f"{journal} belongs to an evaluation of another guard, mode or data. Remove it, or name another --out."
     try:
         predictions = [Prediction.model_validate_json(line) for line in lines]
     except ValidationError:

@@ -14,7 +14,6 @@ from guardreasoner_guard.errors import BadInput, GuardError
 from guardreasoner_guard.judge import Judge, Reasoning
 from guardreasoner_guard.model_dir import MANIFEST, open_model
 from guardreasoner_guard.onnx_engine import OnnxEngine
-from guardreasoner_guard.policy import Policy
 
 from .base import load_tokenizer
 from .benchmarks import ASKS, BenchmarkRow
@@ -27,6 +26,7 @@ from .mine import mine
 from .recipe import Recipe, is_done, mark_done
 from .rows import ReasoningRow, SeedRow, read_rows, write_rows
 from .rsft import rsft
+from .subject import JudgeSubject
 from .synthesize import synthesize
 from .table import check_apart, check_classes, distinct, read_table, split
 from .teacher import Teacher
@@ -177,7 +177,7 @@ def _examine(out: Path, test: Path, reasoning: Reasoning) -> dict[str, Any]:
         for name, task in ASKS.items() for row in read_rows(test, SeedRow) if task in row.labels
     ]  # fmt: skip
     model = open_model(out)
-    result = evaluate(Judge(OnnxEngine(model, "cpu"), model.manifest), rows, reasoning, Policy())
+    result = evaluate(JudgeSubject(Judge(OnnxEngine(model, "cpu"), model.manifest), reasoning), rows)
     path = out / f"evaluation-{reasoning}.json"
     path.write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
     return result

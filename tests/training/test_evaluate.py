@@ -11,6 +11,7 @@ from guardreasoner_guard.training.benchmarks import BENCHMARKS, BenchmarkRow
 from guardreasoner_guard.training.evaluate import evaluate
 from guardreasoner_guard.training.prediction import Prediction, halves
 from guardreasoner_guard.training.scoring import cross_fitted, f1, fit_threshold, summary
+from guardreasoner_guard.training.subject import JudgeSubject
 
 from guardreasoner_guard import BadInput, ScriptedEngine
 from guardreasoner_guard.engine import Question, Scored
@@ -44,7 +45,7 @@ def test_f1_of_the_positive_class(pairs: list[tuple[str, str]], expected: float)
 
 def test_a_guard_is_scored_on_rows() -> None:
     rows = [row(n, "harmful" if n % 2 else "unharmful") for n in range(9)] + [row(9, "unharmful")]
-    result = evaluate(Judge(ScriptedEngine(), SCRIPTED_MANIFEST), rows, "always")
+    result = evaluate(JudgeSubject(Judge(ScriptedEngine(), SCRIPTED_MANIFEST), "always"), rows)
     scores = result["benchmarks"]["ToxicChat"]
     assert (scores["rows"], scores["recall"], scores["precision"]) == (10, 100.0, 80.0)
     assert scores["f1"] == scores["written_f1"] == 88.89
@@ -70,13 +71,13 @@ class Dying(ScriptedEngine):
 def test_an_evaluation_that_was_stopped_goes_on(tmp_path: Path) -> None:
     rows = [row(n, "harmful" if n % 2 else "unharmful") for n in range(100)]
     journal = tmp_path / "out.json.part"
-    whole = evaluate(Judge(ScriptedEngine(), SCRIPTED_MANIFEST), rows, "never")
+    whole = evaluate(JudgeSubject(Judge(ScriptedEngine(), SCRIPTED_MANIFEST), "never"), rows)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(Judge(Dying(70), SCRIPTED_MANIFEST), rows, "never", journal=journal)
+        evaluate(JudgeSubject(Judge(Dying(70), SCRIPTED_MANIFEST), "never"), rows, journal=journal)
     with journal.open("a") as file:
         file.write('{"id": "6')  # a kill may cut a line off
     engine = Dying(1000)
-    resumed = evaluate(Judge(engine, SCRIPTED_MANIFEST), rows, "never", journal=journal)
+    resumed = evaluate(JudgeSubject(Judge(engine, SCRIPTED_MANIFEST), "never"), rows, journal=journal)
     assert engine.asked == 100 - 64  # two whole batches were kept
     for result in (whole, resumed):
         for one in [*result["predictions"], *result["benchmarks"].values()]:
@@ -89,15 +90,15 @@ def test_a_journal_of_another_evaluation_is_refused(tmp_path: Path) -> None:
     rows = [row(n, "harmful" if n % 2 else "unharmful") for n in range(64)]
     journal = tmp_path / "out.json.part"
     with pytest.raises(KeyboardInterrupt):
-        evaluate(Judge(Dying(40), SCRIPTED_MANIFEST), rows, "never", journal=journal)
+        evaluate(JudgeSubject(Judge(Dying(40), SCRIPTED_MANIFEST), "never"), rows, journal=journal)
     judge = Judge(ScriptedEngine(), SCRIPTED_MANIFEST)
-    with pytest.raises(BadInput, match="another model"):
-        evaluate(judge, rows, "always", journal=journal)
-    with pytest.raises(BadInput, match="another model"):
-        evaluate(judge, rows[1:], "never", journal=journal)
+    with pytest.raises(BadInput, match="another guard"):
+        evaluate(JudgeSubject(judge, "always"), rows, journal=journal)
+    with pytest.raises(BadInput, match="another guard"):
+        evaluate(JudgeSubject(judge, "never"), rows[1:], journal=journal)
     journal.write_text("rubbish\nmore\n")
-    with pytest.raises(BadInput, match="another model"):
-        evaluate(judge, rows, "never", journal=journal)
+    with pytest.raises(BadInput, match="another guard"):
+        evaluate(JudgeSubject(judge, "never"), rows, journal=journal)
 
 
 def test_rows_that_are_all_harmless_tell_false_positives_and_move_no_average() -> None:
@@ -117,7 +118,9 @@ def test_rows_that_are_all_harmless_tell_false_positives_and_move_no_average() -
 
 def test_unreadable_answers_are_counted() -> None:
     engine = ScriptedEngine(answer="no idea")
-    result = evaluate(Judge(engine, SCRIPTED_MANIFEST), [row(1, "harmful"), row(2, "unharmful")], "always")
+    result = evaluate(
+        JudgeSubject(Judge(engine, SCRIPTED_MANIFEST), "always"), [row(1, "harmful"), row(2, "unharmful")]
+    )
     assert result["benchmarks"]["ToxicChat"]["unreadable"] == 2
     assert result["averages of the written answers"]["prompt"] == 0.0
     assert result["averages"]["prompt"] == 100.0
@@ -139,5 +142,6 @@ def test_a_threshold_fitted_on_one_half_is_scored_on_the_other() -> None:
 
 
 def test_adaptive_reasons_about_what_would_be_blocked() -> None:
-    result = evaluate(Judge(ScriptedEngine(), SCRIPTED_MANIFEST), [row(1, "harmful"), row(2, "unharmful")], "adaptive")
+    subject = JudgeSubject(Judge(ScriptedEngine(), SCRIPTED_MANIFEST), "adaptive")
+    result = evaluate(subject, [row(1, "harmful"), row(2, "unharmful")])
     assert [bool(p["reasoning"]) for p in result["predictions"]] == [True, False]

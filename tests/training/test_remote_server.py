@@ -14,6 +14,7 @@ import pytest
 from guardreasoner_guard.training.benchmarks import read_benchmarks
 from guardreasoner_guard.training.evaluate import evaluate
 from guardreasoner_guard.training.peers import write_gguf
+from guardreasoner_guard.training.subject import JudgeSubject
 from guardreasoner_guard.training.thaw import thaw
 
 from guardreasoner_guard import EngineError, GuardReasonerGuard
@@ -75,9 +76,9 @@ def started(weights: Path, port: int) -> subprocess.Popen[bytes]:
 def test_the_same_labels_but_for_near_ties(port: int, bundled: GuardReasonerGuard, benchmarks: Path) -> None:
     rows = [row for row in read_benchmarks(benchmarks, 8) if len(row.prompt) + len(row.response or "") < 2000][:100]
     manifest = bundled.judge.manifest
-    ours = evaluate(bundled.judge, rows, "never")["predictions"]
+    ours = evaluate(JudgeSubject(bundled.judge, "never"), rows)["predictions"]
     remote = RemoteEngine(f"http://127.0.0.1:{port}", concurrency=1)
-    theirs = evaluate(Judge(remote, manifest), rows, "never")["predictions"]
+    theirs = evaluate(JudgeSubject(Judge(remote, manifest), "never"), rows)["predictions"]
     tasks = {"prompt": "request", "refusal": "completion", "response": "response"}
     parted = [
         abs(log_odds(one["score"]) - log_odds(manifest.thresholds[tasks[one["task"]]]))  # type: ignore[index]
@@ -105,11 +106,11 @@ def test_a_server_that_dies_half_way_costs_no_row(
 
     remote.score = dying  # type: ignore[method-assign]
     with pytest.raises(EngineError, match="gave no answer"):
-        evaluate(judge, rows, "never", journal=journal)
+        evaluate(JudgeSubject(judge, "never"), rows, journal=journal)
     remote.score = score  # type: ignore[method-assign]
     again = started(weights, port)
     try:
-        result = evaluate(judge, rows, "never", journal=journal)
+        result = evaluate(JudgeSubject(judge, "never"), rows, journal=journal)
     finally:
         again.kill()
         again.wait()

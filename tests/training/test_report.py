@@ -18,6 +18,7 @@ from guardreasoner_guard.training.benchmarks import BENCHMARKS, BenchmarkRow, Be
 from guardreasoner_guard.training.evaluate import evaluate
 from guardreasoner_guard.training.published import AVERAGE, published
 from guardreasoner_guard.training.report import report
+from guardreasoner_guard.training.subject import JudgeSubject
 
 from guardreasoner_guard import BadInput, ScriptedEngine
 from guardreasoner_guard.guard import SCRIPTED_MANIFEST
@@ -98,7 +99,7 @@ def rows(benchmarks: list[str], count: int = 6) -> list[BenchmarkRow]:
 def judged(given: list[BenchmarkRow], reasoning: Reasoning = "never", name: str = "scripted") -> dict[str, Any]:
     engine = ScriptedEngine()
     engine.name = name
-    result: dict[str, Any] = evaluate(Judge(engine, SCRIPTED_MANIFEST), given, reasoning)
+    result: dict[str, Any] = evaluate(JudgeSubject(Judge(engine, SCRIPTED_MANIFEST), reasoning), given)
     return result
 
 
