@@ -35,7 +35,7 @@ def change(directory: Path, edit: Callable[[dict[str, Any]], None]) -> None:
 
 
 def test_a_whole_directory_opens(directory: Path) -> None:
-    assert open_model(directory).manifest.template == "short/1"
+    assert open_model(directory).manifest.template == "short/2"
 
 
 def test_the_bundled_directory_is_small_enough_for_code_hosts() -> None:
