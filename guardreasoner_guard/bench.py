@@ -29,8 +29,9 @@ from .template import Prompt, template
 REQUEST_TOKENS, EXCHANGE_TOKENS, STREAM_TOKENS = 40, 256, 1000
 LENGTHS = (256, 1024, 4096, 16384, 32768)
 CALLERS = (1, 4, 16, 64)
-_WRITTEN = 64
-"""Tokens a peer writes to be timed at writing."""
+_MOST_WRITTEN = 64
+_WRITING = "read and write an explanation"
+"""The guard writes until it is done, at most 64 tokens; then each peer writes as many."""
 _PROSE = (
     "The river rises in the hills above the village and turns slowly east. In spring the farmers look at the water "
     "every morning, since a wet winter means a late harvest, and a dry one means work at the pumps. My neighbour "
@@ -157,10 +158,11 @@ class Bench:
         guard, half = self.guard("never"), EXCHANGE_TOKENS // 2
         times: dict[str, dict[str, list[float]]] = {}
 
-        def timed(name: str, what: str, work: Callable[[], Any]) -> None:
+        def timed(name: str, what: str, work: Callable[[], Any]) -> Any:
             start = time.perf_counter()
-            work()
+            done = work()
             times.setdefault(name, {}).setdefault(what, []).append((time.perf_counter() - start) * 1000)
+            return done
 
         for _ in range(self.rounds):
             request, response = self.text(half), self.text(half)
@@ -168,11 +170,11 @@ class Bench:
             ids = tokens_of(self.directory.path, prompt.parts)
             timed("guard", "direct check", lambda r=request, a=response: guard.check(r, a))  # type: ignore[misc]
             first = f"{self.text(8)} {request}"
-            ours = wording.render(first, response) + wording.reasoning_prefix(("request",))
-            timed("guard", f"read and write {_WRITTEN}", lambda p=ours: self.engine.generate([p], max_tokens=_WRITTEN))  # type: ignore[misc]
+            ours = wording.render(first, response) + wording.reasoning_prefix(("request",), {"request": "unharmful"})
+            written = timed("guard", _WRITING, lambda p=ours: self.engine.generate([p], max_tokens=_MOST_WRITTEN))[0]  # type: ignore[misc]
             for peer in peers:
                 timed(peer.name, "read", lambda p=peer, i=ids: p.read(i))  # type: ignore[misc]
-                timed(peer.name, f"read and write {_WRITTEN}", lambda p=peer, i=ids: p.write(i, _WRITTEN))  # type: ignore[misc]
+                timed(peer.name, _WRITING, lambda p=peer, i=ids, n=written.tokens: p.write(i, n))  # type: ignore[misc]
         return {name: {what: _spread(values) for what, values in parts.items()} for name, parts in times.items()}
 
     def stream(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from guardreasoner_guard.cli import app
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same work, little of it."""
-    for name, value in {"LENGTHS": (64, 1500), "CALLERS": (1, 3), "STREAM_TOKENS": 200, "_WRITTEN": 4}.items():
+    for name, value in {"LENGTHS": (64, 1500), "CALLERS": (1, 3), "STREAM_TOKENS": 200, "_MOST_WRITTEN": 4}.items():
         monkeypatch.setattr(bench, name, value)
 
 
