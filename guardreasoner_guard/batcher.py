@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .engine import Engine, Question, Scored, Written
+from .engine import Engine, Heard, Question, Scored, Written
 from .errors import EngineError, Overloaded
 from .template import Prompt
 
@@ -90,15 +90,18 @@ class Batcher:
         top_p: float = 1.0,
         seed: int = 0,
         cancel: threading.Event | None = None,
+        heard: Heard | None = None,
     ) -> list[Written]:
         """See `Engine.generate`; sampled answers are written call by call, since a seed belongs to a call.
+
+        So are those that somebody listens to.
 
         Raises:
             EngineError: The model could not be run.
             Overloaded: Too many calls wait already.
         """
-        alone = object() if temperature > 0 else None
-        return self._submit(_Call((max_tokens, temperature, top_p, seed, alone), prompts, cancel))
+        alone = object() if temperature > 0 or heard is not None else None
+        return self._submit(_Call((max_tokens, temperature, top_p, seed, heard, alone), prompts, cancel))
 
     def split(self, text: str, size: int, overlap: int) -> list[str]:
         """See `Engine.split`; it needs no turn."""
@@ -183,7 +186,14 @@ class Batcher:
     def _runner(self, kind: Any, drawn: int = 0) -> Callable[[Sequence[Any], threading.Event | None], list[Any]]:
         if kind == "score":
             return self.engine.score
-        max_tokens, temperature, top_p, seed, _ = kind
+        max_tokens, temperature, top_p, seed, heard, _ = kind
+        listening = {} if heard is None else {"heard": lambda index, text: heard(drawn + index, text)}
         return lambda prompts, cancel: self.engine.generate(
-            prompts, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed + drawn, cancel=cancel
+            prompts,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed + drawn,
+            cancel=cancel,
+            **listening,
         )

@@ -18,7 +18,7 @@ from .exchange import Exchange
 from .judge import Judge, Judgement, Reasoning
 from .policy import Policy, reasons
 from .remembered import Remembered
-from .verdict import Task, Usage, Verdict
+from .verdict import ReasoningStep, Task, Usage, Verdict
 
 OnFailure = Literal["block", "pass", "raise"]
 Attempt = Verdict | Exception
@@ -34,6 +34,8 @@ class Terms:
     on_failure: OnFailure
     timeout: float | None
     tasks: tuple[Task, ...]
+    told: Callable[[ReasoningStep], None] | None = None
+    """Told each step of an explanation as it is written."""
 
 
 @dataclass
@@ -149,13 +151,16 @@ class Checks:
         if self._closed:
             raise _closed()
         terms = run.terms
-        asked = [terms.reasoning, terms.policy.on_disagreement, *sorted(terms.tasks), *terms.policy.block]
+        asked = [
+            terms.reasoning, terms.policy.on_disagreement, str(terms.policy.shadow),
+            *sorted(terms.tasks), *terms.policy.block,
+        ]  # fmt: skip
         for place, exchange in enumerate(run.exchanges):
             if (verdict := self._remembered.find(exchange, asked)) is not None:
                 run.known[place] = verdict
         found = self._judge.judge(
             [run.exchanges[place] for place in run.new], terms.reasoning, tasks=terms.tasks,
-            blocks=terms.policy.blocks, cancel=run.cancel, settled=run.settled,
+            blocks=terms.policy.blocks, cancel=run.cancel, settled=run.settled, told=terms.told,
         )  # fmt: skip
         verdicts = self._verdicts(run, found)
         for place in run.new:
@@ -178,7 +183,8 @@ class Checks:
             request=found.labels.get("request"),
             completion=found.labels.get("completion"),
             response=found.labels.get("response"),
-            blocked=policy.blocks(blocking),
+            blocked=policy.blocks(blocking) and not policy.shadow,
+            shadowed=policy.blocks(blocking) and policy.shadow,
             reasons=reasons(blocking, policy, found.steps),
             reasoning=found.steps,
             scores=found.scores,
@@ -207,14 +213,16 @@ class Checks:
 
     def _failed(self, error: Exception, run: _Run) -> list[Attempt]:
         """No judgement was reached: blocked unless `on_failure` says otherwise."""
-        on_failure = run.terms.on_failure
-        if on_failure == "raise" or isinstance(error, BadInput):
+        on_failure, shadow = run.terms.on_failure, run.terms.policy.shadow
+        if isinstance(error, BadInput) or (on_failure == "raise" and not shadow):
             return [error] * len(run.exchanges)
         late = isinstance(error, GuardTimeout)
         what = "Timeout" if late else "Failure"
-        done = "blocked" if on_failure == "block" else "passed unchecked"
+        blocks = on_failure == "block" and not shadow
+        done = "blocked" if blocks else "passed unchecked"
         verdict = Verdict(
-            blocked=on_failure == "block",
+            blocked=blocks,
+            shadowed=shadow and on_failure != "pass",
             outcome="timeout" if late else "failure",
             reasons=f"{what}: no judgement was reached, so it is {done}. {error}",
             error=f"{type(error).__name__}: {error}",

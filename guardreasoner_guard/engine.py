@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,6 +38,10 @@ class Written:
     complete: bool
 
 
+Heard = Callable[[int, str], None]
+"""Told the place of a prompt and all that has been written to it so far."""
+
+
 class Engine(Protocol):
     """Runs one model. Safe to call from several threads."""
 
@@ -62,8 +66,11 @@ class Engine(Protocol):
         top_p: float = 1.0,
         seed: int = 0,
         cancel: threading.Event | None = None,
+        heard: Heard | None = None,
     ) -> list[Written]:
         """Continues the prompts; greedy at temperature 0, else sampled, each copy of a prompt anew.
+
+        Where the engine can, `heard` is told of a text while it is written. What it raises ends the call.
 
         Raises:
             EngineError: The model could not be run.
@@ -147,10 +154,17 @@ class ScriptedEngine:
         top_p: float = 1.0,
         seed: int = 0,
         cancel: threading.Event | None = None,
+        heard: Heard | None = None,
     ) -> list[Written]:
-        """Two steps a task and the labels of the script."""
+        """Two steps a task and the labels of the script, told line by line."""
         self._call(cancel)
-        return [self._write(prompt) for prompt in prompts]
+        written = [self._write(prompt) for prompt in prompts]
+        if heard is not None:
+            for index, one in enumerate(written):
+                lines = one.text.splitlines()
+                for end in range(1, len(lines) + 1):
+                    heard(index, "\n".join(lines[:end]))
+        return written
 
     def split(self, text: str, size: int, overlap: int) -> list[str]:
         """Counts words as tokens."""

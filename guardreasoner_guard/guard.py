@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,8 +15,10 @@ from .errors import BadInput, Blocked
 from .exchange import Exchange, read_exchange
 from .judge import Judge, Reasoning
 from .model_dir import Device, Manifest, open_model
+from .observed import Observer, atell, tell
 from .policy import Policy
-from .verdict import TASKS, Task, Verdict
+from .verdict import TASKS, ReasoningStep, Task, Verdict
+from .watched import Tell, awatched, watched
 
 if TYPE_CHECKING:
     from .guarded import Guarded
@@ -49,6 +51,9 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
         remember: Seconds for which a verdict is given again for exactly the same text, the last 1,024; 0 = never.
             Failures and timeouts are never remembered.
         manifest: For an Engine of your own: its template and thresholds, and whether score or reasoning decides.
+        observers: Functions that are told of every check, with the exchange and its verdict, or the error that
+            was raised: logs, metrics, traces. Each partial check of a stream counts. They run in the caller's
+            thread, under asyncio in another with the caller's context; one that fails is logged.
         name: What LangChain's traces call the guard.
 
     Raises:
@@ -68,6 +73,7 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
     max_characters: int = Field(default=200_000, gt=0)
     remember: float = Field(default=300.0, ge=0)
     manifest: Manifest | None = None
+    observers: tuple[Observer, ...] = ()
 
     _judge: Judge = PrivateAttr()
     _checks: Checks = PrivateAttr()
@@ -84,6 +90,7 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
         max_characters: int = 200_000,
         remember: float = 300.0,
         manifest: Manifest | None = None,
+        observers: Sequence[Observer] = (),
         name: str | None = None,
     ) -> None:
         settings: dict[str, Any] = {
@@ -96,6 +103,7 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
             "max_characters": max_characters,
             "remember": remember,
             "manifest": manifest,
+            "observers": tuple(observers),
             "name": name,
         }
         super().__init__(**settings)
@@ -159,6 +167,28 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
     ) -> Verdict:
         """`check` without blocking the event loop; cancelling it stops the model."""
         return (await self._averdicts([self.read(request, response, history)]))[0]
+
+    def stream_check(
+        self, request: Any, response: str | None = None, *, history: Sequence[tuple[str, str]] | None = None
+    ) -> Generator[ReasoningStep | Verdict]:
+        """`check` that shows the reasoning as it is written: its steps, then the verdict, which comes last.
+
+        Only the verdict counts: where an explanation had to be written anew, its `reasoning` differs from the
+        steps that were seen before. Closing the iterator stops the model.
+        """
+        exchange = self.read(request, response, history)
+        return watched(lambda tell: self._verdicts([exchange], told=tell)[0])
+
+    def astream_check(
+        self, request: Any, response: str | None = None, *, history: Sequence[tuple[str, str]] | None = None
+    ) -> AsyncGenerator[ReasoningStep | Verdict]:
+        """`stream_check` without blocking the event loop."""
+        exchange = self.read(request, response, history)
+
+        async def judged(tell: Tell) -> Verdict:
+            return (await self._averdicts([exchange], told=tell))[0]
+
+        return awatched(judged)
 
     def check_many(self, exchanges: Iterable[Any]) -> list[Verdict]:
         """Judges many exchanges, answered in order; reasoning is written in batches.
@@ -293,25 +323,45 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
             )
         return exchange
 
-    def _terms(self, tasks: Iterable[Task], reasoning: Reasoning | None) -> Terms:
-        return Terms(reasoning or self.reasoning, self.policy, self.on_failure, self.timeout, tuple(tasks))
+    def _terms(self, tasks: Iterable[Task], reasoning: Reasoning | None, told: Tell | None = None) -> Terms:
+        return Terms(reasoning or self.reasoning, self.policy, self.on_failure, self.timeout, tuple(tasks), told)
 
     def _attempts(
-        self, exchanges: list[Exchange], tasks: Iterable[Task] = TASKS, reasoning: Reasoning | None = None
+        self,
+        exchanges: list[Exchange],
+        tasks: Iterable[Task] = TASKS,
+        reasoning: Reasoning | None = None,
+        told: Tell | None = None,
     ) -> list[Attempt]:
-        return self._checks.attempt(exchanges, self._terms(tasks, reasoning))
+        attempts = self._checks.attempt(exchanges, self._terms(tasks, reasoning, told))
+        tell(self.observers, exchanges, attempts)
+        return attempts
 
     async def _aattempts(
-        self, exchanges: list[Exchange], tasks: Iterable[Task] = TASKS, reasoning: Reasoning | None = None
+        self,
+        exchanges: list[Exchange],
+        tasks: Iterable[Task] = TASKS,
+        reasoning: Reasoning | None = None,
+        told: Tell | None = None,
     ) -> list[Attempt]:
-        return await self._checks.aattempt(exchanges, self._terms(tasks, reasoning))
+        attempts = await self._checks.aattempt(exchanges, self._terms(tasks, reasoning, told))
+        await atell(self.observers, exchanges, attempts)
+        return attempts
 
     def _verdicts(
-        self, exchanges: list[Exchange], tasks: Iterable[Task] = TASKS, reasoning: Reasoning | None = None
+        self,
+        exchanges: list[Exchange],
+        tasks: Iterable[Task] = TASKS,
+        reasoning: Reasoning | None = None,
+        told: Tell | None = None,
     ) -> list[Verdict]:
-        return verdicts_of(self._attempts(exchanges, tasks, reasoning))
+        return verdicts_of(self._attempts(exchanges, tasks, reasoning, told))
 
     async def _averdicts(
-        self, exchanges: list[Exchange], tasks: Iterable[Task] = TASKS, reasoning: Reasoning | None = None
+        self,
+        exchanges: list[Exchange],
+        tasks: Iterable[Task] = TASKS,
+        reasoning: Reasoning | None = None,
+        told: Tell | None = None,
     ) -> list[Verdict]:
-        return verdicts_of(await self._aattempts(exchanges, tasks, reasoning))
+        return verdicts_of(await self._aattempts(exchanges, tasks, reasoning, told))

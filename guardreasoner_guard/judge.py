@@ -66,6 +66,29 @@ class _Stage:
     """Whether a score says harmful."""
 
 
+class _Teller:
+    """Tells the steps of answers that are being written, each once, when it is complete."""
+
+    def __init__(self, told: Callable[[ReasoningStep], None], prefixes: Sequence[str]) -> None:
+        self._told = told
+        self._prefixes = prefixes
+        self._counts = [0] * len(prefixes)
+
+    def hear(self, index: int, text: str) -> None:
+        """Hears what has been written to one prompt; its last step may go on."""
+        self._tell(index, answer.read_steps(self._prefixes[index] + text)[:-1])
+
+    def finish(self, texts: Sequence[str]) -> None:
+        """Hears the whole answers."""
+        for index, text in enumerate(texts):
+            self._tell(index, answer.read_steps(text))
+
+    def _tell(self, index: int, steps: Sequence[ReasoningStep]) -> None:
+        for step in steps[self._counts[index] :]:
+            self._told(step)
+        self._counts[index] = max(self._counts[index], len(steps))
+
+
 class Judge:
     """Asks an engine about exchanges in the words of a manifest's template.
 
@@ -89,6 +112,7 @@ class Judge:
         retell: bool = True,
         cancel: threading.Event | None = None,
         settled: list[Judgement] | None = None,
+        told: Callable[[ReasoningStep], None] | None = None,
     ) -> list[Judgement]:
         """Judges exchanges, in order.
 
@@ -102,6 +126,7 @@ class Judge:
                 on it, so that an evaluation does without.
             cancel: Set by another thread to make the engine stop.
             settled: Filled with the judgements once their labels stand and only explanations are missing.
+            told: Told each step as it is written; of explanations that are written anew, the first.
 
         Raises:
             EngineError: The model could not be run. Where it fails only to explain what is settled, the
@@ -115,12 +140,12 @@ class Judge:
             self._score(stages, judgements, cancel)
         chosen = [s for s in self._worst(stages, judgements) if self._reasons(s, judgements, reasoning, blocks)]
         if reasons_judge:
-            self._explain(chosen, judgements, retell, cancel)
+            self._explain(chosen, judgements, retell, cancel, told)
         else:
             if settled is not None:
                 settled += judgements
             try:
-                self._explain(chosen, judgements, retell, cancel)
+                self._explain(chosen, judgements, retell, cancel, told)
             except EngineError as error:
                 logger.warning("what was judged could not be explained: %s", error)
         for stage in stages:
@@ -249,10 +274,15 @@ class Judge:
         )
 
     def _explain(
-        self, stages: list[_Stage], judgements: list[Judgement], retell: bool, cancel: threading.Event | None
+        self,
+        stages: list[_Stage],
+        judgements: list[Judgement],
+        retell: bool,
+        cancel: threading.Event | None,
+        told: Callable[[ReasoningStep], None] | None,
     ) -> None:
         """Writes a reasoned answer to each stage and reads it."""
-        texts = self._write(stages, judgements, cancel)
+        texts = self._write(stages, judgements, cancel, told=told)
         askew: list[int] = []
         for index, stage in enumerate(stages):
             judgement = judgements[stage.exchange]
@@ -283,12 +313,14 @@ class Judge:
         judgements: list[Judgement],
         cancel: threading.Event | None,
         temperature: float = 0.0,
+        told: Callable[[ReasoningStep], None] | None = None,
     ) -> list[str]:
         """One answer a stage, written side by side."""
         if not stages:
             return []
         prefixes = [self._prefix(stage, judgements[stage.exchange]) for stage in stages]
         prompts = [stage.prompt + prefix for stage, prefix in zip(stages, prefixes, strict=True)]
+        teller = None if told is None else _Teller(told, prefixes)
         written = self.engine.generate(
             prompts,
             max_tokens=self._template.longest_answer,
@@ -296,10 +328,14 @@ class Judge:
             top_p=0.95,
             seed=1,
             cancel=cancel,
+            **({} if teller is None else {"heard": teller.hear}),
         )
         for stage, one in zip(stages, written, strict=True):
             judgements[stage.exchange].generated_tokens += one.tokens
-        return [prefix + one.text for prefix, one in zip(prefixes, written, strict=True)]
+        texts = [prefix + one.text for prefix, one in zip(prefixes, written, strict=True)]
+        if teller is not None:
+            teller.finish(texts)
+        return texts
 
     def _prefix(self, stage: _Stage, judgement: Judgement) -> str:
         """How the answer to a stage is made to begin.

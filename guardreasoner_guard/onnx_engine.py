@@ -12,8 +12,9 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakValueDictionary
@@ -21,7 +22,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from .batcher import Batcher
-from .engine import Question, Scored, Written, windows
+from .engine import Heard, Question, Scored, Written, windows
 from .errors import BadModelDir, DeviceUnavailable, EngineError, MissingExtra
 from .kept import Caches, common
 from .model_dir import Device, ModelDir
@@ -139,11 +140,18 @@ class OnnxEngine:
         top_p: float = 1.0,
         seed: int = 0,
         cancel: threading.Event | None = None,
+        heard: Heard | None = None,
     ) -> list[Written]:
-        """Continues the prompts in batches of at most 16 of like length; see `Engine.generate`."""
+        """Continues the prompts in batches of at most 16 of like length; see `Engine.generate`.
+
+        Greedy ones that somebody listens to are written one after another; sampled ones are not told.
+        """
         encoded = [self._encode(prompt) for prompt in prompts]
-        if len(prompts) == 1 and temperature <= 0:
-            return [self._continue(encoded[0], max_tokens, cancel)]
+        if (len(prompts) == 1 or heard is not None) and temperature <= 0:
+            return [
+                self._continue(ids, max_tokens, cancel, heard and partial(heard, index))
+                for index, ids in enumerate(encoded)
+            ]
         order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
         written: dict[int, Written] = {}
         for start in range(0, len(order), BATCH):
@@ -210,7 +218,9 @@ class OnnxEngine:
         longest = max(map(len, batch))
         return np.array([ids + [self._manifest.end_token] * (longest - len(ids)) for ids in batch], dtype=np.int32)
 
-    def _continue(self, ids: list[int], max_tokens: int, cancel: threading.Event | None) -> Written:
+    def _continue(
+        self, ids: list[int], max_tokens: int, cancel: threading.Event | None, heard: Callable[[str], None] | None
+    ) -> Written:
         """Writes one greedy answer on top of what is kept, so that a prompt that was scored is not read again."""
         with self._running(cancel):
             kept, _ = self._caches.read(ids, max_tokens)
@@ -221,6 +231,8 @@ class OnnxEngine:
                     raise EngineError("The call was cancelled.")
                 generator.generate_next_token()
                 count += 1
+                if heard is not None:
+                    heard(self._tokenizer.decode(np.asarray(generator.get_sequence(0))[len(ids) :].tolist()))
             row = np.asarray(generator.get_sequence(0))[len(ids) :].tolist()
             complete = bool(generator.is_done())
             generator.rewind_to(len(ids))

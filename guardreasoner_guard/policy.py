@@ -25,6 +25,8 @@ class Policy(BaseModel):
 
     block: tuple[Task, ...] = ("request", "response")
     """Tasks whose positive label (harmful, refusal, harmful) blocks."""
+    shadow: bool = False
+    """Judge and tell, but never block: to see on real traffic what would be. Failures pass too."""
     on_violation: Violation = "raise"
     max_revisions: int = Field(default=1, ge=0)
     """How often `revise` asks the wrapped model again before it explains."""
@@ -50,7 +52,7 @@ def reasons(labels: Mapping[Task, str], policy: Policy, steps: tuple[ReasoningSt
     numbers = [list(LABELS).index(task) + 1 for task in found]
     why = " ".join(step.text for step in steps if step.task in numbers)
     what = " and ".join(f"{_SUBJECT[task]} {_FOUND[task]}" for task in found)
-    return f"Blocked: {what}.{' ' + why if why else ''}"
+    return f"{'Would be blocked' if policy.shadow else 'Blocked'}: {what}.{' ' + why if why else ''}"
 
 
 def shown_reasons(verdict: Verdict) -> str:

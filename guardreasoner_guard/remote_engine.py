@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from .engine import Question, Scored, Written
+from .engine import Heard, Question, Scored, Written
 from .errors import BadInput, EngineError, MissingExtra
 from .template import Prompt
 
@@ -109,8 +109,12 @@ class RemoteEngine:
         top_p: float = 1.0,
         seed: int = 0,
         cancel: threading.Event | None = None,
+        heard: Heard | None = None,
     ) -> list[Written]:
-        """Continues the prompts, a request each; the server batches them. See `Engine.generate`."""
+        """Continues the prompts, a request each, told nothing of before its end; the server batches them.
+
+        See `Engine.generate`.
+        """
         settings = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
         bodies = [
             {"prompt": _encodable(str(prompt)), **settings, "seed": seed + index}

@@ -60,6 +60,8 @@ class Verdict(BaseModel):
     response: str | None = None
     """harmful | unharmful"""
     blocked: bool
+    shadowed: bool = False
+    """Whether it would have been blocked, were the policy not in shadow."""
     outcome: Outcome = "verdict"
     """failure and timeout mean that no judgement was reached; see `error`."""
     reasons: str

@@ -16,9 +16,9 @@ LEVELS = {
     "errors": 0, "verdict": 0,
     "exchange": 1, "template": 1, "answer": 1, "policy": 1, "engine": 1, "model_dir": 1,
     "batcher": 1, "kept": 1, "remembered": 2, "onnx_engine": 2, "remote_engine": 2,
-    "judge": 3, "checks": 4, "guard": 5,
-    "course": 6, "withheld": 7, "guarded": 8, "decorator": 6, "demo": 6, "doctor": 6, "bench": 6,
-    "replay": 6, "cli_train": 6, "cli_options": 6, "cli_evaluate": 7, "__init__": 9, "cli": 9, "__main__": 10,
+    "judge": 3, "checks": 4, "observed": 5, "watched": 5, "guard": 6,
+    "course": 7, "withheld": 8, "guarded": 9, "decorator": 7, "demo": 7, "doctor": 7, "bench": 7,
+    "replay": 7, "cli_train": 7, "cli_options": 7, "cli_evaluate": 8, "__init__": 10, "cli": 10, "__main__": 11,
 }  # fmt: skip
 
 

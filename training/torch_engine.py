@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from guardreasoner_guard.engine import Question, Scored, Written, windows
+from guardreasoner_guard.engine import Heard, Question, Scored, Written, windows
 from guardreasoner_guard.errors import EngineError
 from guardreasoner_guard.template import Prompt
 
@@ -66,8 +66,9 @@ class TorchEngine:
         top_p: float = 1.0,
         seed: int = 0,
         cancel: threading.Event | None = None,
+        heard: Heard | None = None,
     ) -> list[Written]:
-        """Continues the prompts in batches of like length; see `Engine.generate`."""
+        """Continues the prompts in batches of like length, telling none before it is written; see `Engine.generate`."""
         encoded = [self._encode(prompt) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
         sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
