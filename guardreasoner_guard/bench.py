@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -284,11 +285,17 @@ def memory() -> dict[str, float]:
 
 def tokens_of(directory: Path, parts: Sequence[str]) -> list[int]:
     """A prompt's tokens, part by part."""
+    tokenizer = _tokenizer(directory)
+    return [token for part in parts for token in tokenizer.encode(part, add_special_tokens=False).ids]
+
+
+@cache
+def _tokenizer(directory: Path) -> Any:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    tokenizer.encode_special_tokens = True
-    return [token for part in parts for token in tokenizer.encode(part, add_special_tokens=False).ids]
+    tokenizer.encode_special_tokens = True  # text never becomes a control token
+    return tokenizer
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

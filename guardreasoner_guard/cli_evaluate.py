@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from .cli_options import Device, Model, Reasoning, checked_device, open_guard, served_guard
 from .errors import BadInput
-
-if TYPE_CHECKING:
-    from guardreasoner_guard.training.prediction import Prediction
 
 
 def evaluate(
@@ -40,8 +37,10 @@ def evaluate(
 ) -> None:
     """Score a guard on labelled rows: F1, precision, recall, unreadable answers, tokens and time."""
     from guardreasoner_guard.training.evaluate import evaluate as run
+    from guardreasoner_guard.training.evaluation import write_evaluation
     from guardreasoner_guard.training.hub_benchmarks import load_benchmarks
-    from guardreasoner_guard.training.subject import JudgeSubject, ModerationSubject, Subject
+    from guardreasoner_guard.training.moderation import ModerationSubject
+    from guardreasoner_guard.training.subject import JudgeSubject, Subject
 
     rows = load_benchmarks(data, limit)
     subject: Subject
@@ -51,8 +50,10 @@ def evaluate(
         guard = open_guard(model, reasoning, device) if url is None else served_guard(url, model, template, reasoning)
         subject = JudgeSubject(guard.judge, guard.reasoning, guard.policy)
     out.parent.mkdir(parents=True, exist_ok=True)
-    result = run(subject, rows, out.with_name(f"{out.name}.part"))
-    _write(out, result)
+    journal = out.with_name(f"{out.name}.part")
+    result = run(subject, rows, journal)
+    write_evaluation(out, result)
+    journal.unlink()
     _table(result)
 
 
@@ -63,16 +64,12 @@ def score(
     name: Annotated[str, typer.Option(help="What the report calls the model that wrote them.")] = "saved outputs",
 ) -> None:
     """Score answers of the published form that were written elsewhere, by the authors' rule and by this package's."""
+    from guardreasoner_guard.training.evaluation import evaluation_of, write_evaluation
     from guardreasoner_guard.training.outputs import authors_f1, predictions, read_outputs
-    from guardreasoner_guard.training.scoring import summary
 
     read = read_outputs(outputs, benchmark)
-    found, published = predictions(read, benchmark), authors_f1(read, benchmark)
-    result = {
-        "model": name, "reasoning": "always", **summary(found), "predictions": [one.model_dump() for one in found],
-        "f1 by the authors' rule": published,
-    }  # fmt: skip
-    _write(out, result)
+    result, published = evaluation_of(name, "always", predictions(read, benchmark)), authors_f1(read, benchmark)
+    write_evaluation(out, {**result, "f1 by the authors' rule": published})
     _table(result)
     typer.echo(f"F1 by the authors' rule: {published}")
 
@@ -105,15 +102,16 @@ def relabel(
 
     First with --data and --out; fill in the column `decision` where a label is wrong; then with --decided.
     """
+    from guardreasoner_guard.training.evaluation import evaluation_of, read_evaluation
     from guardreasoner_guard.training.hub_benchmarks import load_benchmarks
     from guardreasoner_guard.training.relabel import corrected, doubted, read_review, write_review
-    from guardreasoner_guard.training.scoring import summary
 
-    predictions = _predictions(result)
+    evaluation = read_evaluation(result)
+    predictions = evaluation.predictions
     if decided is not None:
         decisions = read_review(decided)
         for title, found in (("original", predictions), ("corrected", corrected(predictions, decisions))):
-            _table({**json.loads(result.read_text(encoding="utf-8")), **summary(found)}, title)
+            _table(evaluation_of(evaluation.model, evaluation.reasoning, found), title)
         typer.echo(f"{len(decisions)} labels decided on")
         return
     if data is None or out is None:
@@ -180,11 +178,12 @@ def calibrate(
     unharmful or compliance) that may be flagged; all its rows count.
     """
     from guardreasoner_guard.training import calibrate as run
+    from guardreasoner_guard.training.evaluation import read_predictions
     from guardreasoner_guard.training.export import set_thresholds
 
     from .model_dir import open_model
 
-    predictions = _predictions(result)
+    predictions = read_predictions(result)
     if false_positives is not None:
         thresholds = run.threshold_for(predictions, false_positives)
         set_thresholds(model, thresholds)
@@ -211,22 +210,6 @@ def _thresholds(pairs: list[str]) -> dict[str, float]:
         if task not in TASKS or not 0 < found[task] < 1:
             raise BadInput(f"threshold is {pair!r}. Write TASK=PROBABILITY, as request=0.3.")
     return found
-
-
-def _predictions(result: Path) -> list[Prediction]:
-    from guardreasoner_guard.training.prediction import Prediction
-
-    try:
-        return [Prediction(**item) for item in json.loads(result.read_text(encoding="utf-8"))["predictions"]]
-    except OSError as error:
-        raise BadInput(f"Cannot read {result}: {error.strerror}. Name what `evaluate` wrote.") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"{result} is no evaluation ({type(error).__name__}). Name what `evaluate` wrote.") from error
-
-
-def _write(out: Path, result: dict[str, Any]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def _table(result: dict[str, Any], kind: str = "") -> None:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from .errors import GuardError
 from .guard import GuardReasonerGuard
 from .model_dir import open_model
-from .onnx_engine import has_vnni
+from .processor import has_vnni
 
 _PACKAGES = {
     "langchain-core": "",

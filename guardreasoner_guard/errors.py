@@ -78,12 +78,14 @@ class MissingExtra(GuardError, ImportError):
 class Blocked(GuardError):
     """The guard stopped a text.
 
+    Its message quotes nothing of a stopped answer, since errors end up in logs and traces; the verdict does.
+
     Attributes:
         verdict: Why. `verdict.outcome` tells a verdict from a failure and from a timeout.
     """
 
     def __init__(self, verdict: Verdict) -> None:
-        super().__init__(verdict.reasons)
+        super().__init__(verdict.shown_reasons)
         self.verdict = verdict
 
     def __reduce__(self) -> tuple[type[Blocked], tuple[Verdict]]:

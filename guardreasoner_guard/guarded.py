@@ -298,8 +298,12 @@ def _quiet_context() -> Context:
 
 
 def _without_streams(config: RunnableConfig) -> RunnableConfig:
-    """The config without handlers that stream, and without the stream of a graph it is called in."""
-    settings = {k: v for k, v in config.get("configurable", {}).items() if not k.startswith("__pregel_stream")}
+    """The config without handlers that stream, and without the ways out of it into a graph it is called in."""
+    settings = {
+        key: _closed(key, value)
+        for key, value in config.get("configurable", {}).items()
+        if not key.startswith("__pregel_stream")
+    }
     config = {**config, "configurable": settings}
     callbacks = config.get("callbacks")
     if isinstance(callbacks, BaseCallbackManager):
@@ -310,6 +314,32 @@ def _without_streams(config: RunnableConfig) -> RunnableConfig:
     elif isinstance(callbacks, list):
         callbacks = [handler for handler in callbacks if not isinstance(handler, _STREAMING)]
     return {**config, "callbacks": callbacks}
+
+
+def _closed(key: str, value: Any) -> Any:
+    """A setting of LangGraph's by which a node reaches past its own output, closed."""
+    if hasattr(value, "stream_writer") and hasattr(value, "override"):  # its runtime
+        return value.override(stream_writer=_unwritten)
+    if key == "__pregel_send":
+        return partial(_only_resume, value)
+    return _refused if key == "__pregel_call" else value
+
+
+def _unwritten(_: Any) -> None:
+    """Takes what a node writes to the custom stream: like its tokens, it is not shown before it is cleared."""
+
+
+def _only_resume(send: Callable[[Any], None], writes: Any) -> None:
+    if any(name != "__resume__" for name, _ in writes):
+        _refused()
+    send(writes)
+
+
+def _refused(*_: Any, **__: Any) -> Any:
+    raise BadInput(
+        "What is wrapped writes to its graph before it can be checked (push_message, or a task). Guard the node with "
+        "guardreasoner_guard.integrations.langgraph_node.guarded_node, or return it as the output."
+    )
 
 
 def _close(chunks: Iterator[Any]) -> None:

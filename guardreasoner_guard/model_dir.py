@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from importlib import resources
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import BadModelDir, MissingExtra
+from .model_files import DATA, NEEDED, check_files, read_text
 from .template import TEMPLATES
 from .verdict import LABELS, TASKS, Task
 
@@ -118,18 +118,13 @@ def open_model(model: str | Path) -> ModelDir:
         model: `bundled`, a path, or the id of a model on the hub (which is downloaded).
 
     Raises:
-        BadModelDir: It is missing, cut off, changed, or of a version this release does not know.
+        BadModelDir: It is missing, cut off, changed, of a version this release does not know, or holds more than
+            data.
         MissingExtra: A hub id was given and huggingface_hub is not installed.
     """
     path = _locate(model)
     try:
-        text = (path / MANIFEST).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadModelDir(
-            f"{path} holds no readable {MANIFEST} ({error}). Export the model again, or name another directory."
-        ) from error
-    try:
-        manifest = Manifest.model_validate_json(text)
+        manifest = Manifest.model_validate_json(read_text(path / MANIFEST))
     except ValidationError as error:
         raise BadModelDir(
             f"{path / MANIFEST} cannot be read: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}. "
@@ -140,41 +135,14 @@ def open_model(model: str | Path) -> ModelDir:
             f"{path} has format {manifest.format} and template {manifest.template!r}; this release reads format "
             f"{FORMAT} and {', '.join(TEMPLATES)}. Upgrade guardreasoner-guard or export the model again."
         )
-    needed = {"model.onnx", "genai_config.json", "tokenizer.json"} - set(manifest.files)
+    needed = NEEDED - set(manifest.files)
     words = {word for pair in LABELS.values() for word in pair} - set(manifest.label_tokens)
     if needed or words:
         raise BadModelDir(
             f"{path / MANIFEST} does not name {', '.join(sorted(needed | words))}. Export the model again."
         )
-    for name, expected in manifest.files.items():
-        _check_file(path, name, expected)
+    check_files(path, manifest.files)
     return ModelDir(path=path, manifest=manifest)
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's content."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _check_file(path: Path, name: str, expected: str) -> None:
-    # a manifest is data from elsewhere: it must not name a file outside its directory
-    if Path(name).name != name or name in ("", ".", ".."):
-        raise BadModelDir(f"{path / MANIFEST} names {name!r}, which is no plain file name. Do not use this model.")
-    try:
-        found = sha256(path / name)
-    except OSError as error:
-        raise BadModelDir(
-            f"{path / name} is missing ({error.strerror}). Copy the whole directory, or export the model again."
-        ) from error
-    if found != expected:
-        raise BadModelDir(
-            f"{path / name} is damaged or was changed: its sha256 is {found[:12]}..., the manifest says "
-            f"{expected[:12]}.... Copy the directory again (git lfs and unfinished downloads leave such files)."
-        )
 
 
 def _locate(model: str | Path) -> Path:
@@ -193,7 +161,8 @@ def _locate(model: str | Path) -> Path:
     try:
         # not the hub's own cache: it links to files elsewhere, which ONNX Runtime rightly refuses to follow
         cache = Path.home() / ".cache" / "guardreasoner-guard" / str(model)
-        return Path(snapshot_download(str(model), local_dir=cache))
+        wanted = [f"*{suffix}" for suffix in DATA]
+        return Path(snapshot_download(str(model), local_dir=cache, allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise BadModelDir(
             f"{model} is neither a directory here nor a model that the hub gave ({type(error).__name__}). "

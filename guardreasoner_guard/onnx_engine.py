@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakValueDictionary
 
@@ -26,14 +24,13 @@ from .engine import Heard, Question, Scored, Written, windows
 from .errors import BadModelDir, DeviceUnavailable, EngineError, MissingExtra
 from .kept import Caches, common
 from .model_dir import Device, ModelDir
+from .processor import has_vnni, threads
 from .template import Prompt
 
 logger = logging.getLogger(__name__)
 
 BATCH = 16
 """Most texts that are written side by side; more gain little on a CPU and cost memory."""
-_MOST_THREADS = 8
-"""Left to itself the runtime takes one thread on some virtual machines; beyond some eight little is gained."""
 _SHORT = 128
 """Tokens up to which prompts are read side by side; longer ones keep the processor busy by themselves."""
 _PADDED = 1.25
@@ -299,21 +296,6 @@ def _odds(logits: np.ndarray[Any, Any]) -> tuple[float, ...]:
         raise EngineError("The model's scores are not numbers. Export it in a higher precision.")
     odds = np.exp(logits - logits.max())
     return tuple(float(p) for p in odds / odds.sum())
-
-
-def threads() -> int:
-    """Threads a model runs on: the processors this process may use, as far as more of them gain anything."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, _MOST_THREADS)
-
-
-def has_vnni() -> bool:
-    """Whether this processor has VNNI; x86 without it saturates 8-bit products at 16 bits unless told not to."""
-    try:
-        flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    except OSError:  # only Linux says so; elsewhere the slower way is right everywhere
-        return False
-    return flags is not None and not {"avx512_vnni", "avx_vnni"}.isdisjoint(flags[1].split())
 
 
 def _encodable(text: str) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .verdict import LABELS, ReasoningStep, Task, Verdict
+from .verdict import LABELS, ReasoningStep, Task, Verdict, without_quotes
 
 Violation = Literal["raise", "explain", "revise"] | Callable[[Verdict], Any]
 """What follows a block: raise `Blocked`, return a text that explains it, ask the model once more with the
@@ -57,18 +56,7 @@ def reasons(labels: Mapping[Task, str], policy: Policy, steps: tuple[ReasoningSt
 
 def shown_reasons(verdict: Verdict) -> str:
     """`verdict.reasons` for readers who must not see the stopped answer: what it quotes of it is left out."""
-    return verdict.reasons if verdict.response is None else _without_quotes(verdict.reasons)
-
-
-_MARK = re.compile('["\u201c\u201d\u201e\u00ab\u00bb]')
-
-
-def _without_quotes(text: str) -> str:
-    """A text without what stands from its first quotation mark to its last: what is quoted may hold marks itself."""
-    marks = [mark.start() for mark in _MARK.finditer(text)]
-    if not marks:
-        return text
-    return text[: marks[0]] + "(...)" + (text[marks[-1] + 1 :] if len(marks) > 1 else "")
+    return verdict.shown_reasons
 
 
 def explanation(verdict: Verdict) -> str:
@@ -82,5 +70,5 @@ def explanation(verdict: Verdict) -> str:
     subject = "this request" if "request" in tasks else "the answer that was prepared"
     numbers = [list(LABELS).index(task) + 1 for task in tasks[:1]]
     steps = [step.text for step in verdict.reasoning if step.task in numbers]
-    why = " ".join(steps if "request" in tasks else map(_without_quotes, steps))
+    why = " ".join(steps if "request" in tasks else map(without_quotes, steps))
     return f"I can't help with this, since {subject} was judged harmful.{' ' + why if why else ''}"

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from .engine import Heard, Question, Scored, Written
 from .errors import BadInput, EngineError, MissingExtra
+from .retry import post
 from .template import Prompt
 
 if TYPE_CHECKING:
     import httpx
 
 _BACKOFF = 0.5
-"""Seconds before the first further try; each wait after it is twice as long."""
+"""Seconds before the first further try, at most; each wait after it may be twice as long."""
 _POLL = 0.05
 """Seconds between two looks at whether the caller has cancelled."""
 _LOGPROBS = 20
@@ -38,6 +39,24 @@ _ADVICE = {
 }
 
 
+def read_url(url: str) -> tuple[str, tuple[str, str] | None]:
+    """A server's URL without `/v1` and without what is secret in it, and the user and password that it held.
+
+    Raises:
+        BadInput: It is none.
+    """
+    import httpx
+
+    try:
+        server = httpx.URL(url)
+    except httpx.InvalidURL:
+        server = httpx.URL("")
+    if server.scheme not in ("http", "https") or not server.host:
+        raise BadInput("That is no server's URL. Name one like http://localhost:8000.")
+    told = str(server.copy_with(userinfo=b"", query=None, fragment=None)).rstrip("/").removesuffix("/v1")
+    return told, (server.username, server.password) if server.userinfo else None
+
+
 class RemoteEngine:
     """One model behind `/v1/completions`. Safe to call from several threads, which share its connections.
 
@@ -49,7 +68,7 @@ class RemoteEngine:
         api_key: Sent as a bearer token.
         timeout: Seconds to wait for a connection, and for an answer.
         concurrency: Requests under way at once, over all calls.
-        retries: Further tries after a lost connection, a timeout, 429 or 5xx.
+        retries: Further tries after a lost connection, a timeout, 429, 5xx and the like; when, `Retry-After` says.
 
     Raises:
         BadInput: The URL is none.
@@ -70,13 +89,7 @@ class RemoteEngine:
             import httpx
         except ImportError:
             raise MissingExtra("httpx", "remote") from None
-        try:
-            server = httpx.URL(url)
-        except httpx.InvalidURL:
-            server = httpx.URL("")
-        if server.scheme not in ("http", "https") or not server.host:
-            raise BadInput("That is no server's URL. Name one like http://localhost:8000.")
-        self._where = str(server.copy_with(userinfo=b"", query=None, fragment=None)).rstrip("/").removesuffix("/v1")
+        self._where, auth = read_url(url)
         self.name = f"{model or 'model'} at {self._where}"
         self.concurrency = concurrency
         self._model = {"model": model} if model else {}
@@ -85,7 +98,7 @@ class RemoteEngine:
         self._client = httpx.Client(
             timeout=timeout,
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            auth=(server.username, server.password) if server.userinfo else None,
+            auth=auth,
         )
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="remote-engine")
         self._counts = True
@@ -214,23 +227,22 @@ class RemoteEngine:
         """Asks until there is an answer that another try would not change."""
         import httpx
 
-        for attempt in range(self._retries + 1):
+        def pause(seconds: float) -> None:
+            stop.wait(seconds)
             _look(stop)
-            pause = _BACKOFF * 2**attempt
-            try:
-                answer = self._client.post(self._where + path, json=body)
-            except httpx.RequestError as error:
-                problem = type(error).__name__
-            else:
-                if answer.status_code != 429 and answer.status_code < 500:
-                    return answer
-                problem = f"status {answer.status_code}"
-                asked = answer.headers.get("Retry-After", "")
-                pause = min(float(asked), self._timeout) if asked.isdecimal() else pause
-            if attempt < self._retries:
-                stop.wait(pause)
+
+        _look(stop)
+        tries = self._retries + 1
+        try:
+            return post(
+                self._client, self._where + path, body, tries=tries, first=_BACKOFF, longest=self._timeout, wait=pause
+            )
+        except httpx.HTTPStatusError as error:
+            problem = f"status {error.response.status_code}"
+        except httpx.RequestError as error:
+            problem = type(error).__name__
         raise EngineError(
-            f"The server at {self._where} gave no answer in {self._retries + 1} tries; the last ended with {problem}. "
+            f"The server at {self._where} gave no answer in {tries} tries; the last ended with {problem}. "
             "Check that it runs and can be reached, or raise timeout or lower concurrency where it is overloaded."
         )
 

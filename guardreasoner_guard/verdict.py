@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -82,3 +83,19 @@ class Verdict(BaseModel):
     """What went wrong, when `outcome` is not `verdict`."""
     model: str = ""
     usage: Usage = Usage()
+
+    @property
+    def shown_reasons(self) -> str:
+        """`reasons` for readers who must not see the stopped answer: what it quotes of it is left out."""
+        return self.reasons if self.response is None else without_quotes(self.reasons)
+
+
+_MARK = re.compile('["\u201c\u201d\u201e\u00ab\u00bb]')
+
+
+def without_quotes(text: str) -> str:
+    """A text without what stands from its first quotation mark to its last: what is quoted may hold marks itself."""
+    marks = [mark.start() for mark in _MARK.finditer(text)]
+    if not marks:
+        return text
+    return text[: marks[0]] + "(...)" + (text[marks[-1] + 1 :] if len(marks) > 1 else "")

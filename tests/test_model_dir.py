@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from guardreasoner_guard import BadModelDir, GuardReasonerGuard
-from guardreasoner_guard.model_dir import MANIFEST, open_model, sha256
+from guardreasoner_guard.model_dir import MANIFEST, open_model
+from guardreasoner_guard.model_files import CONFIG, sha256, strangers
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def test_a_file_that_is_whole_but_no_model_is_refused(directory: Path) -> None:
 
 def test_no_manifest_no_model(directory: Path) -> None:
     (directory / MANIFEST).unlink()
-    with pytest.raises(BadModelDir, match="no readable manifest.json"):
+    with pytest.raises(BadModelDir, match="manifest.json cannot be read"):
         open_model(directory)
 
 
@@ -94,6 +95,62 @@ def test_a_file_outside_the_directory_is_refused(directory: Path, name: str) -> 
     change(directory, lambda manifest: manifest["files"].update({name: "0"}))
     with pytest.raises(BadModelDir, match="no plain file name"):
         GuardReasonerGuard(directory)
+
+
+def configure(directory: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    """Changes the runtime's settings as a forger would, with the hash that goes with them."""
+    config = json.loads((directory / CONFIG).read_text())
+    edit(config["model"]["decoder"])
+    (directory / CONFIG).unlink()
+    (directory / CONFIG).write_text(json.dumps(config))
+    change(directory, lambda manifest: manifest["files"].update({CONFIG: sha256(directory / CONFIG)}))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"custom_ops_library": "ops.so"},
+        {"provider_options": [{"qnn": {"backend_path": "/tmp/libback.so"}}]},
+        {"provider_options": [{"x": {"options": ["a", "evil.DLL"]}}]},
+    ],
+)
+def test_a_model_that_tells_the_runtime_to_load_code_is_refused(directory: Path, settings: dict[str, Any]) -> None:
+    configure(directory, lambda decoder: decoder["session_options"].update(settings))
+    with pytest.raises(BadModelDir, match="to load code.*Do not use this model"):
+        open_model(directory)
+
+
+@pytest.mark.parametrize("name", ["../model.onnx", "/tmp/other.onnx", "other.onnx"])
+def test_a_graph_that_the_manifest_does_not_name_is_refused(directory: Path, name: str) -> None:
+    configure(directory, lambda decoder: decoder.update(filename=name))
+    with pytest.raises(BadModelDir, match="which the manifest does not"):
+        open_model(directory)
+
+
+@pytest.mark.parametrize("name", ["weights.pkl", "pytorch_model.bin", "modeling.py", "ops.so"])
+def test_what_is_no_data_is_refused_before_it_is_read(directory: Path, name: str) -> None:
+    change(directory, lambda manifest: manifest["files"].update({name: "0"}))
+    with pytest.raises(BadModelDir, match="no file of data"):
+        open_model(directory)
+
+
+def test_a_text_file_of_an_absurd_size_is_refused_before_it_is_read(directory: Path) -> None:
+    (directory / CONFIG).unlink()
+    with (directory / CONFIG).open("wb") as file:
+        file.truncate(101 << 20)  # a hole: it takes no room
+    with pytest.raises(BadModelDir, match="too many for its kind"):
+        open_model(directory)
+    (directory / MANIFEST).unlink()
+    with (directory / MANIFEST).open("wb") as file:
+        file.truncate(101 << 20)
+    with pytest.raises(BadModelDir, match="more than 100 MB"):
+        open_model(directory)
+
+
+def test_files_that_are_no_data_are_told(directory: Path) -> None:
+    (directory / "run.py").write_text("")
+    (directory / "notes.md").symlink_to("/etc/hostname")
+    assert strangers(open_model(directory).path) == ["notes.md", "run.py"]
 
 
 def test_another_models_tokeniser_is_refused(directory: Path) -> None:

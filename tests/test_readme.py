@@ -1,4 +1,4 @@
-"""What the README shows is what happens."""
+"""What the README and the documents show is what happens."""
 
 from __future__ import annotations
 
@@ -9,25 +9,33 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [
+    (page, block)
+    for page in PAGES
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+]
+NAMES = [f"{page.stem}-{number}" for number, (page, _) in enumerate(BLOCKS)]
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_every_block_of_python_runs(number: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("page", "block"), BLOCKS, ids=NAMES)
+def test_every_block_of_python_runs(page: Path, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     # from a file, as a reader would: decorators look their function's source up
-    (tmp_path / "shown.py").write_text(BLOCKS[number], encoding="utf-8")
+    (tmp_path / "shown.py").write_text(block, encoding="utf-8")
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        exec(compile(BLOCKS[number], str(tmp_path / "shown.py"), "exec"), {"__name__": "__main__"})
-    assert said.getvalue().strip()
+        exec(compile(block, str(tmp_path / "shown.py"), "exec"), {"__name__": "__main__"})
+    assert said.getvalue().strip(), "an example shows something"
 
 
 def test_the_first_block_prints_what_is_shown() -> None:
     shown = README.split("```text\n")[1].split("```")[0].splitlines()
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        exec(BLOCKS[0], {"__name__": "__main__"})
+        exec(BLOCKS[0][1], {"__name__": "__main__"})
     lines = said.getvalue().splitlines()
     assert lines[0] == shown[0]
     # the words of the reasons may differ between processors, whose arithmetic rounds otherwise

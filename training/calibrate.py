@@ -119,7 +119,7 @@ def draw_reliability(predictions: Sequence[Prediction], fitted: dict[Task, TaskC
         axes.plot([0, 1], [0, 1], color="0.7")
         after = _rescored(rows, one.scale)
         for label, drawn, error in (("before", rows, one.error_before), ("after", after, one.error_after)):
-            bins = _bins(_scores(drawn), _truth(rows, task))
+            bins = _bins(_scores(drawn), _truth(rows))
             axes.plot([b[0] for b in bins], [b[1] for b in bins], "o-", label=f"{label}, ECE {error:.3f}")
         axes.legend()
     figure.axes[0].set_ylabel("share that is harmful, or a refusal")
@@ -127,7 +127,7 @@ def draw_reliability(predictions: Sequence[Prediction], fitted: dict[Task, TaskC
 
 
 def _one(task: Task, fit_on: list[Prediction], judge_on: list[Prediction], manifest: Manifest) -> TaskCalibration:
-    truth = _truth(fit_on, task)
+    truth = _truth(fit_on)
     if len(set(truth)) < 2:
         raise BadInput(f"The rows for {task} are all of one class. Calibrate on rows of both.")
     model = LogisticRegression(C=1e9).fit([[log_odds(score)] for score in _scores(fit_on)], truth)
@@ -153,8 +153,8 @@ def _one(task: Task, fit_on: list[Prediction], judge_on: list[Prediction], manif
         scale=scale,
         threshold=min(max(round(threshold, 6), 1e-6), 1 - 1e-6),
         doubt=round(doubt, 4),
-        error_before=round(calibration_error(_scores(judge_on), _truth(judge_on, task)), 4),
-        error_after=round(calibration_error(_scores(scaled), _truth(scaled, task)), 4),
+        error_before=round(calibration_error(_scores(judge_on), _truth(judge_on)), 4),
+        error_after=round(calibration_error(_scores(scaled), _truth(scaled)), 4),
         f1=scores,
         reasoned=reasoned,
     )
@@ -217,8 +217,8 @@ def _rescored(rows: Sequence[Prediction], scale: Calibration) -> list[Prediction
     return [row.model_copy(update={"score": scale.apply(row.score or 0.0)}) for row in rows]
 
 
-def _truth(rows: Sequence[Prediction], task: Task) -> list[bool]:
-    return [row.label == LABELS[task][0] for row in rows]
+def _truth(rows: Sequence[Prediction]) -> list[bool]:
+    return [row.positive for row in rows]
 
 
 def set_calibration(directory: Path, fitted: Mapping[Task, TaskCalibration]) -> None:

@@ -8,15 +8,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import track
 
 from guardreasoner_guard.errors import BadInput
 
 from .benchmarks import BenchmarkRow
+from .evaluation import evaluation_of
 from .prediction import Prediction
-from .scoring import summary
+from .rows import read_journal
 from .subject import Subject
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,8 @@ def evaluate(subject: Subject, rows: Sequence[BenchmarkRow], journal: Path | Non
     Args:
         subject: The guard.
         rows: Labelled rows.
-        journal: Where predictions are kept while it runs, so that a run that was stopped goes on; removed at the end.
+        journal: Where predictions are kept while it runs, so that a run that was stopped goes on. Its reader
+            removes it once the result is safe.
 
     Returns:
         Per benchmark F1, precision, recall (positive class; percent), unreadable answers, tokens and
@@ -57,15 +58,7 @@ def evaluate(subject: Subject, rows: Sequence[BenchmarkRow], journal: Path | Non
         if journal is not None:
             with journal.open("a", encoding="utf-8") as file:
                 file.writelines(f"{prediction.model_dump_json()}\n" for prediction in found)
-    result = {
-        "model": subject.name,
-        "reasoning": subject.reasoning,
-        **summary(predictions),
-        "predictions": [prediction.model_dump() for prediction in predictions],
-    }
-    if journal is not None:
-        journal.unlink()
-    return result
+    return evaluation_of(subject.name, subject.reasoning, predictions)
 
 
 def _batches(rows: Sequence[BenchmarkRow]) -> Iterator[list[BenchmarkRow]]:
@@ -81,22 +74,20 @@ def _batches(rows: Sequence[BenchmarkRow]) -> Iterator[list[BenchmarkRow]]:
 
 def _begun(journal: Path, made_by: dict[str, Any], rows: Sequence[BenchmarkRow]) -> list[Prediction]:
     """What a run that was stopped had predicted; starts the journal where there is none."""
+    another = f"{journal} belongs to an evaluation of another guard, mode or data. Remove it, or name another --out."
     header = json.dumps(made_by, sort_keys=True)
-    if not journal.exists():
+    try:
+        entries = list(read_journal(journal))
+        predictions = [Prediction.model_validate(entry) for entry in entries[1:]]
+    except ValueError:
+        raise BadInput(another) from None
+    if not entries:
         journal.parent.mkdir(parents=True, exist_ok=True)
         journal.write_text(f"{header}\n", encoding="utf-8")
         return []
-    first, *lines = journal.read_text(encoding="utf-8").split("\n")
-    lines = lines[:-1]  # after the last line break stands nothing, or a line that a kill cut off
-    another = f"{journal} belongs to an evaluation of another guard, mode or data. Remove it, or name another --out."
-    try:
-        predictions = [Prediction.model_validate_json(line) for line in lines]
-    except ValidationError:
-        raise BadInput(another) from None
     same = [(one.benchmark, one.id, one.label) for one in predictions] == [
         (row.benchmark, row.id, row.label) for row in rows[: len(predictions)]
     ]
-    if first != header or not same:
+    if json.dumps(entries[0], sort_keys=True) != header or not same:
         raise BadInput(another)
-    journal.write_text("".join(f"{line}\n" for line in [first, *lines]), encoding="utf-8")
     return predictions

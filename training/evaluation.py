@@ -1,12 +1,14 @@
-"""An evaluation: what `evaluate` wrote, read back and checked."""
+"""An evaluation: made of predictions, written, and read back and checked."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from guardreasoner_guard.errors import BadInput
 from guardreasoner_guard.verdict import LABELS
@@ -14,6 +16,9 @@ from guardreasoner_guard.verdict import LABELS
 from .benchmarks import ASKS, BenchmarkTask
 from .measures import Interval
 from .prediction import Prediction
+from .scoring import summary
+
+Read = TypeVar("Read", bound=BaseModel)
 
 _NAME_ONE = "Name a file that `guardreasoner evaluate` wrote."
 
@@ -35,6 +40,18 @@ class Scores(BaseModel):
     recall_at_low_rate: float | None = Field(None, alias="recall at 1 % false positives")
 
 
+def _fit_their_tasks(predictions: list[Prediction]) -> list[Prediction]:
+    for one in predictions:
+        if one.label not in LABELS[ASKS[one.task]]:
+            raise ValueError(f"label {one.label!r} of prediction {one.id} is not of its task")
+        if one.score is not None and not 0 <= one.score <= 1:
+            raise ValueError(f"score {one.score} of prediction {one.id} is no probability")
+    return predictions
+
+
+Predictions = Annotated[list[Prediction], Field(min_length=1), AfterValidator(_fit_their_tasks)]
+
+
 class Evaluation(BaseModel):
     """A guard's results on labelled rows."""
 
@@ -47,7 +64,7 @@ class Evaluation(BaseModel):
     benchmarks: dict[str, Scores]
     averages: dict[str, float]
     intervals: dict[str, Interval] = Field({}, alias="intervals of the averages")
-    predictions: list[Prediction] = Field(min_length=1)
+    predictions: Predictions
 
     @model_validator(mode="after")
     def _fits(self) -> Evaluation:
@@ -55,24 +72,61 @@ class Evaluation(BaseModel):
         for one in self.predictions:
             if told.get(one.benchmark) != one.task:
                 raise ValueError(f"{one.benchmark} of prediction {one.id} is no benchmark of its task")
-            if one.label not in LABELS[ASKS[one.task]]:
-                raise ValueError(f"label {one.label!r} of prediction {one.id} is not of its task")
-            if one.score is not None and not 0 <= one.score <= 1:
-                raise ValueError(f"score {one.score} of prediction {one.id} is no probability")
-        if missing := {*told.values(), "mean"} - set(self.averages):
+        # a task without a positive row has no average
+        if missing := {"mean", *(one.task for one in self.predictions if one.positive)} - set(self.averages):
             raise ValueError(f"the average of {min(missing)} is missing")
         if empty := set(told) - {one.benchmark for one in self.predictions}:
             raise ValueError(f"{min(empty)} has no predictions")
         return self
 
 
+class _Predicted(BaseModel):
+    """An evaluation of which nothing but the predictions is looked at."""
+
+    predictions: Predictions
+
+
+def evaluation_of(model: str, reasoning: str, predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """An evaluation in the form in which it is written: whose it is, its scores, and the predictions themselves."""
+    return {
+        "model": model,
+        "reasoning": reasoning,
+        **summary(predictions),
+        "predictions": [prediction.model_dump() for prediction in predictions],
+    }
+
+
+def write_evaluation(path: Path, evaluation: Mapping[str, Any]) -> None:
+    """Writes an evaluation as JSON, and makes the folder it is to lie in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(evaluation, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Reads an evaluation.
+
+    Raises:
+        BadInput: The file cannot be read, or is no evaluation with its predictions; the message names it.
+    """
+    return _read(path, Evaluation)
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Reads the predictions of an evaluation alone, for what needs none of its scores.
+
+    Raises:
+        BadInput: As `read_evaluation`.
+    """
+    return _read(path, _Predicted).predictions
+
+
 def read_evaluations(paths: Sequence[Path]) -> list[Evaluation]:
     """Reads evaluations and names each by model and reasoning, and by its file where that tells too little.
 
     Raises:
-        BadInput: A file cannot be read, or is no evaluation with its predictions; the message names it.
+        BadInput: As `read_evaluation`.
     """
-    found = [_read(path) for path in paths]
+    found = [read_evaluation(path) for path in paths]
     names = [f"{one.model}, reasoning {one.reasoning}" for one in found]
     often = Counter(names)
     return [
@@ -81,9 +135,9 @@ def read_evaluations(paths: Sequence[Path]) -> list[Evaluation]:
     ]
 
 
-def _read(path: Path) -> Evaluation:
+def _read(path: Path, kind: type[Read]) -> Read:
     try:
-        return Evaluation.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(path.read_bytes())
     except OSError as error:
         raise BadInput(f"Cannot read {path}: {error.strerror}. {_NAME_ONE}") from error
     except ValidationError as error:

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from guardreasoner_guard.engine import Question
 from guardreasoner_guard.errors import BadInput, GuardError
-from guardreasoner_guard.model_dir import MANIFEST, Manifest, ModelDir, open_model, sha256
+from guardreasoner_guard.model_dir import MANIFEST, Manifest, ModelDir, open_model
+from guardreasoner_guard.model_files import sha256
 from guardreasoner_guard.template import PAPER, template
 from guardreasoner_guard.verdict import LABELS, Task
 

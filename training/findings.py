@@ -74,14 +74,9 @@ def calibration_table(evaluations: Sequence[Evaluation]) -> Table:
     return Table("Expected calibration error of the direct scores, 15 bins", list(ASKS), rows)
 
 
-def positive(one: Prediction) -> bool:
-    """Whether the row is of its task's positive class."""
-    return one.label == LABELS[ASKS[one.task]][0]
-
-
 def outcomes(evaluation: Evaluation, task: BenchmarkTask) -> tuple[list[bool], list[float]]:
     """Whether the task's rows are of its positive class, and their direct scores, where they have one."""
-    found = [(positive(one), one.score) for one in evaluation.predictions if one.task == task and one.score is not None]
+    found = [(one.positive, one.score) for one in evaluation.predictions if one.task == task and one.score is not None]
     return [true for true, _ in found], [score for _, score in found]
 
 
@@ -115,7 +110,7 @@ def _calibration(evaluation: Evaluation, task: BenchmarkTask) -> Cell:
 def _distance(one: Prediction) -> float:
     """How far its score is from what the label asks for."""
     score = one.score or 0.0
-    return 1 - score if positive(one) else score
+    return 1 - score if one.positive else score
 
 
 def _difference(first: Evaluation, second: Evaluation, task: BenchmarkTask) -> list[Cell]:

@@ -22,7 +22,9 @@ from .seeds import aegis, beavertails, toxicchat, wildguard
 
 logger = logging.getLogger(__name__)
 
-_HARMBENCH = "https://raw.githubusercontent.com/centerforaisafety/HarmBench/main/data"
+_HARMBENCH_REVISION = "8e1604d1171fe8a48d8febecd22f600e462bdcdd"
+"""A commit, since a branch may move."""
+_HARMBENCH = f"https://raw.githubusercontent.com/centerforaisafety/HarmBench/{_HARMBENCH_REVISION}/data"
 _CATEGORIES = ("S", "H", "V", "HR", "SH", "S3", "H2", "V2")
 
 

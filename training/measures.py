@@ -29,20 +29,26 @@ class Interval(BaseModel):
     high: float
 
 
-def interval(groups: Sequence[Outcomes], statistic: Callable[[Sequence[Outcomes]], float]) -> Interval:
-    """How far a statistic may be off by the choice of rows: 1,000 resamples with a fixed seed.
+def intervals(
+    groups: Sequence[Outcomes], statistics: Callable[[Sequence[Outcomes]], Sequence[float]]
+) -> list[Interval]:
+    """How far statistics may be off by the choice of rows: 1,000 resamples with a fixed seed, the same for each.
 
     Args:
         groups: Rows by benchmark; each is resampled by itself, since a benchmark's size is no chance.
-        statistic: Takes groups of the same form.
+        statistics: Takes groups of the same form.
     """
     chance = np.random.default_rng(_SEED)
     values = []
     for _ in range(_RESAMPLES):
-        drawn = [group[chance.integers(0, len(group), len(group))] for group in groups]
-        values.append(statistic(drawn))
-    low, high = np.percentile(values, [2.5, 97.5])
-    return Interval(low=round(float(low), 2), high=round(float(high), 2))
+        values.append(statistics([group[chance.integers(0, len(group), len(group))] for group in groups]))
+    bounds = np.percentile(values, [2.5, 97.5], axis=0)
+    return [Interval(low=round(float(low), 2), high=round(float(high), 2)) for low, high in bounds.T]
+
+
+def interval(groups: Sequence[Outcomes], statistic: Callable[[Sequence[Outcomes]], float]) -> Interval:
+    """The interval of a single statistic; see `intervals`."""
+    return intervals(groups, lambda drawn: [statistic(drawn)])[0]
 
 
 def precision_recall_area(truth: Sequence[bool], scores: Sequence[float]) -> float | None:

@@ -6,7 +6,12 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel
 
-from .benchmarks import BenchmarkTask
+from guardreasoner_guard.verdict import LABELS
+
+from .benchmarks import BenchmarkRow, BenchmarkTask
+
+POSITIVE = frozenset(words[0] for words in LABELS.values())
+"""The words of the positive classes: harmful, and refusal."""
 
 
 class Prediction(BaseModel):
@@ -26,6 +31,31 @@ class Prediction(BaseModel):
     reasoning: list[str] = []
     tokens: int = 0
     milliseconds: float = 0.0
+
+    @classmethod
+    def of(
+        cls,
+        row: BenchmarkRow,
+        predicted: str,
+        *,
+        score: float | None = None,
+        written: str | None = None,
+        unreadable: bool = False,
+        reasoning: Sequence[str] = (),
+        tokens: int = 0,
+        milliseconds: float = 0.0,
+    ) -> Prediction:
+        """What was said of this row."""
+        return cls(
+            id=row.id, benchmark=row.benchmark, task=row.task, label=row.label, predicted=predicted, score=score,
+            written=written, unreadable=unreadable, reasoning=list(reasoning), tokens=tokens,
+            milliseconds=round(milliseconds, 2),
+        )  # fmt: skip
+
+    @property
+    def positive(self) -> bool:
+        """Whether the row is of its task's positive class."""
+        return self.label in POSITIVE
 
 
 def halves(predictions: Sequence[Prediction]) -> tuple[list[Prediction], list[Prediction]]:

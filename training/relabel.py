@@ -13,7 +13,7 @@ from guardreasoner_guard.errors import BadInput
 from guardreasoner_guard.verdict import LABELS
 
 from .benchmarks import ASKS, BenchmarkRow
-from .prediction import Prediction
+from .prediction import POSITIVE, Prediction
 
 _COLUMNS = ("benchmark", "id", "task", "label", "guard", "confidence", "reasoning", "prompt", "response", "decision")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -34,8 +34,7 @@ def doubted(predictions: Sequence[Prediction], confidence: float) -> list[tuple[
     for one in predictions:
         if one.score is None or one.predicted == one.label:
             continue
-        positive = one.predicted == LABELS[ASKS[one.task]][0]
-        sure = one.score if positive else 1 - one.score
+        sure = one.score if one.predicted in POSITIVE else 1 - one.score
         if sure >= confidence:
             found.append((one, sure))
     return sorted(found, key=lambda pair: -pair[1])

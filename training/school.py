@@ -20,6 +20,7 @@ from .benchmarks import ASKS, BenchmarkRow
 from .card import write_card
 from .encode import plain_ids
 from .evaluate import evaluate
+from .evaluation import write_evaluation
 from .export import export
 from .hsdpo import hsdpo
 from .mine import mine
@@ -178,8 +179,7 @@ def _examine(out: Path, test: Path, reasoning: Reasoning) -> dict[str, Any]:
     ]  # fmt: skip
     model = open_model(out)
     result = evaluate(JudgeSubject(Judge(OnnxEngine(model, "cpu"), model.manifest), reasoning), rows)
-    path = out / f"evaluation-{reasoning}.json"
-    path.write_text(json.dumps(result, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_evaluation(out / f"evaluation-{reasoning}.json", result)
     return result
 
 

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from guardreasoner_guard.verdict import LABELS
 
 from .benchmarks import ASKS, BENCHMARKS, BenchmarkTask
-from .measures import Outcomes, interval, precision_recall_area, recall_at_low_rate
-from .prediction import Prediction, halves
-
-_POSITIVE = ("harmful", "refusal")
+from .measures import Interval, Outcomes, intervals, precision_recall_area, recall_at_low_rate
+from .prediction import POSITIVE, Prediction, halves
 
 
 def summary(predictions: Sequence[Prediction]) -> dict[str, Any]:
     """Scores predictions; see `evaluate`."""
-    benchmarks = {name: _score(part) for name, part in _by_benchmark(predictions).items()}
+    by_benchmark = _by_benchmark(predictions)
+    of_benchmarks, of_averages = _intervals(by_benchmark)
+    benchmarks = {
+        name: {**_score(part), "f1 interval": of_benchmarks[name].model_dump()} for name, part in by_benchmark.items()
+    }
     result: dict[str, Any] = {
         "benchmarks": benchmarks,
         "averages": _averages(benchmarks, "f1"),
-        "intervals of the averages": _intervals(_by_benchmark(predictions)),
+        "intervals of the averages": {name: one.model_dump() for name, one in of_averages.items()},
     }
     if predictions and all(p.written or p.unreadable for p in predictions):
         result["averages of the written answers"] = _averages(benchmarks, "written_f1")
@@ -44,15 +46,21 @@ def _weight(benchmark: str, rows: int) -> int:
     return BENCHMARKS[benchmark].weight if benchmark in BENCHMARKS else rows
 
 
-def _score(part: Sequence[Prediction]) -> dict[str, Any]:
-    positive = LABELS[ASKS[part[0].task]][0]
-    pairs = [(p.label == positive, p.predicted == positive) for p in part]
-    right = sum(label and said for label, said in pairs)
-    scores: dict[str, Any] = {
+def _counted(part: Sequence[Prediction]) -> dict[str, Any]:
+    """What averages are made of."""
+    return {
         "task": part[0].task,
         "rows": len(part),
-        "positives": sum(label for label, _ in pairs),
+        "positives": sum(p.positive for p in part),
         "f1": f1((p.label, p.predicted) for p in part),
+    }
+
+
+def _score(part: Sequence[Prediction]) -> dict[str, Any]:
+    pairs = [(p.positive, p.predicted in POSITIVE) for p in part]
+    right = sum(label and said for label, said in pairs)
+    scores: dict[str, Any] = {
+        **_counted(part),
         "precision": round(100 * right / max(1, sum(said for _, said in pairs)), 2),
         "recall": round(100 * right / max(1, sum(label for label, _ in pairs)), 2),
         "unreadable": sum(p.unreadable for p in part),
@@ -62,7 +70,6 @@ def _score(part: Sequence[Prediction]) -> dict[str, Any]:
     harmless = [said for label, said in pairs if not label]
     if harmless:
         scores["false positives"] = round(100 * sum(harmless) / len(harmless), 2)
-    scores["f1 interval"] = interval([_outcomes(part)], lambda drawn: _f1_of(drawn[0])).model_dump()
     if all(p.score is not None for p in part):
         truth, said_scores = [label for label, _ in pairs], [p.score or 0.0 for p in part]
         scores["area"] = precision_recall_area(truth, said_scores)
@@ -75,13 +82,7 @@ def _score(part: Sequence[Prediction]) -> dict[str, Any]:
 def _outcomes(part: Sequence[Prediction]) -> Outcomes:
     """(is positive, was said to be) by row; what could not be read was said wrongly."""
     return np.array(
-        [
-            (
-                p.label in _POSITIVE,
-                p.predicted in _POSITIVE or (p.predicted == "unreadable" and p.label not in _POSITIVE),
-            )
-            for p in part
-        ]
+        [(p.positive, p.predicted in POSITIVE or (p.predicted == "unreadable" and not p.positive)) for p in part]
     )
 
 
@@ -90,34 +91,36 @@ def _f1_of(outcomes: Outcomes) -> float:
     return float(200 * (positive & said).sum() / max(1, positive.sum() + said.sum()))
 
 
-def _intervals(by_benchmark: dict[str, list[Prediction]]) -> dict[str, dict[str, float]]:
-    """95 % intervals of the task averages and of their mean."""
-    by_benchmark = {name: part for name, part in by_benchmark.items() if any(p.label in _POSITIVE for p in part)}
-    names = {task: [name for name, part in by_benchmark.items() if part[0].task == task] for task in ASKS}
-    tasks = [task for task in ASKS if names[task]]
+def _intervals(by_benchmark: Mapping[str, Sequence[Prediction]]) -> tuple[dict[str, Interval], dict[str, Interval]]:
+    """95 % intervals of the benchmarks' F1; and of the task averages and their mean, from the same resamples."""
+    by_benchmark = {name: part for task in ASKS for name, part in by_benchmark.items() if part[0].task == task}
+    averages = {str(task): share for task in ASKS if (share := _shares(task, by_benchmark)).any()}
+    if averages:
+        averages["mean"] = np.mean(list(averages.values()), axis=0)
 
-    def average(groups: Sequence[Outcomes], task: BenchmarkTask, at: int) -> float:
-        parts = groups[at : at + len(names[task])]
-        weights = [_weight(name, len(part)) for name, part in zip(names[task], parts, strict=True)]
-        return float(np.average([_f1_of(part) for part in parts], weights=weights))
+    def reckon(drawn: Sequence[Outcomes]) -> list[float]:
+        found = [_f1_of(part) for part in drawn]
+        return [*found, *(float(share @ found) for share in averages.values())]
 
-    def mean(groups: Sequence[Outcomes]) -> float:
-        starts = np.cumsum([0, *(len(names[task]) for task in tasks)])
-        return float(np.mean([average(groups, task, at) for task, at in zip(tasks, starts, strict=False)]))
+    found = intervals([_outcomes(part) for part in by_benchmark.values()], reckon)
+    return dict(zip(by_benchmark, found, strict=False)), dict(zip(averages, found[len(by_benchmark) :], strict=True))
 
-    groups = {task: [_outcomes(by_benchmark[name]) for name in names[task]] for task in tasks}
-    found = {str(task): interval(groups[task], partial(average, task=task, at=0)).model_dump() for task in tasks}
-    if tasks:
-        found["mean"] = interval([one for task in tasks for one in groups[task]], mean).model_dump()
-    return found
+
+def _shares(task: BenchmarkTask, by_benchmark: Mapping[str, Sequence[Prediction]]) -> npt.NDArray[np.float64]:
+    """How much each benchmark counts in a task's average."""
+    weights = [
+        _weight(name, len(part)) if part[0].task == task and any(p.positive for p in part) else 0
+        for name, part in by_benchmark.items()
+    ]
+    return np.array(weights) / max(1, sum(weights))
 
 
 def f1(pairs: Iterable[tuple[str, str]]) -> float:
     """F1 of the positive class in percent, from (label, predicted); an unreadable prediction counts as wrong once."""
     right = wrong = 0.0
     for label, predicted in pairs:
-        positive = label in _POSITIVE
-        said = predicted in _POSITIVE
+        positive = label in POSITIVE
+        said = predicted in POSITIVE
         right += positive and said
         wrong += positive != said or predicted == "unreadable" and not positive
     return round(200 * right / max(1.0, 2 * right + wrong), 2)
@@ -188,7 +191,7 @@ def cross_fitted(predictions: Sequence[Prediction]) -> dict[str, float]:
                     for p in score_on
                     if p.task == task
                 ]
-        averages = _averages({name: _score(part) for name, part in _by_benchmark(rescored).items()}, "f1")
+        averages = _averages({name: _counted(part) for name, part in _by_benchmark(rescored).items()}, "f1")
         for name, value in averages.items():
             totals[name] = totals.get(name, 0.0) + value / 2
     return {name: round(value, 2) for name, value in totals.items()}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from guardreasoner_guard.errors import GuardError, MissingExtra
+from guardreasoner_guard.retry import may_pass, retried, status_of
 from guardreasoner_guard.template import neutralise
 from guardreasoner_guard.verdict import LABELS, Task
 
@@ -18,12 +19,9 @@ from .rows import SeedRow
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
-    from tenacity import RetryCallState
 
-_TRANSIENT = {408, 409, 425, 429}
 _ABOUT_THE_ROW = {400, 413, 422}
 """Too long for the model, or stopped by a filter: likely with harmful text, and no reason to ask no other row."""
-_LONGEST_WAIT = 60.0
 
 
 class TeacherError(GuardError):
@@ -136,21 +134,15 @@ class ChatTeacher:
 
     def reason(self, row: SeedRow) -> Told:
         """Asks until there is an answer; see `Teacher.reason`."""
-        import tenacity
-
-        trying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(_passes),
-            wait=_Backoff(self.wait),
-            stop=tenacity.stop_after_attempt(self.attempts),
-            reraise=True,
-        )
+        question = self._question(row)
         try:
-            reply = trying(self.model.invoke, self._question(row))
+            reply = retried(lambda: self.model.invoke(question), _passes, tries=self.attempts, first=self.wait)
         except Exception as error:  # every provider's client has errors of its own
-            said = f"{type(error).__name__}{f' {_status(error)}' if _status(error) else ''}"
+            status = status_of(error)
+            said = f"{type(error).__name__}{f' {status}' if status else ''}"
             if _passes(error):
                 raise TeacherError(f"{self.name} gave no answer in {self.attempts} attempts ({said}).") from error
-            kind = RowRefused if _status(error) in _ABOUT_THE_ROW else TeacherError
+            kind = RowRefused if status in _ABOUT_THE_ROW else TeacherError
             raise kind(f"{self.name} refuses to be asked ({said}). Check its name, URL and key.") from error
         usage: Mapping[str, Any] = getattr(reply, "usage_metadata", None) or {}
         text = reply.text if isinstance(reply.text, str) else reply.text()
@@ -221,35 +213,11 @@ def chat_teacher(
     return teacher
 
 
-def _status(error: BaseException) -> int | None:
-    status = getattr(error, "status_code", None)
-    return status if isinstance(status, int) else None
-
-
-def _passes(error: BaseException) -> bool:
+def _passes(error: Exception) -> bool:
     """Whether the same question may be answered later.
 
     What has no status is a timeout, a lost connection, or a reply that is no chat completion: clients raise anything
     for an overloaded gateway's web page or an error told with status 200.
     """
-    if not isinstance(error, Exception):  # tenacity catches KeyboardInterrupt too
-        return False
-    status = _status(error)
-    return status is None or status in _TRANSIENT or status >= 500
-
-
-class _Backoff:
-    """Waits as long as the server says, else a random time up to a bound that doubles."""
-
-    def __init__(self, first: float) -> None:
-        self.first = first
-
-    def __call__(self, state: RetryCallState) -> float:
-        import tenacity
-
-        error = state.outcome.exception() if state.outcome else None
-        headers: Mapping[str, str] = getattr(getattr(error, "response", None), "headers", {})
-        try:
-            return min(float(headers["retry-after"]), _LONGEST_WAIT)
-        except (KeyError, ValueError):  # none, or a date
-            return tenacity.wait_random_exponential(multiplier=self.first, max=_LONGEST_WAIT)(state)
+    status = status_of(error)
+    return status is None or may_pass(status)

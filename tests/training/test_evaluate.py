@@ -83,7 +83,6 @@ def test_an_evaluation_that_was_stopped_goes_on(tmp_path: Path) -> None:
         for one in [*result["predictions"], *result["benchmarks"].values()]:
             one.pop("milliseconds")
     assert resumed == whole
-    assert not journal.exists()
 
 
 def test_a_journal_of_another_evaluation_is_refused(tmp_path: Path) -> None:
@@ -99,6 +98,13 @@ def test_a_journal_of_another_evaluation_is_refused(tmp_path: Path) -> None:
     journal.write_text("rubbish\nmore\n")
     with pytest.raises(BadInput, match="another guard"):
         evaluate(JudgeSubject(judge, "never"), rows, journal=journal)
+
+
+def test_a_journal_that_was_cut_off_in_its_head_begins_anew(tmp_path: Path) -> None:
+    journal = tmp_path / "out.json.part"
+    journal.write_text('{"model": {"na')
+    found = evaluate(JudgeSubject(Judge(ScriptedEngine(), SCRIPTED_MANIFEST), "never"), [row(1, "harmful")], journal)
+    assert len(found["predictions"]) == 1
 
 
 def test_rows_that_are_all_harmless_tell_false_positives_and_move_no_average() -> None:

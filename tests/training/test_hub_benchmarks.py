@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -109,6 +110,11 @@ def test_an_item_becomes_the_row_its_card_tells_of(hub: Hub, name: str) -> None:
     task = BENCHMARKS[name].task if name in BENCHMARKS else "prompt"
     assert {(row.benchmark, row.task, row.prompt) for row in rows} == {(name, task, "p")}
     assert {row.response is None for row in rows} == {task == "prompt"}
+
+
+def test_a_file_that_is_read_from_a_repository_is_that_of_one_commit() -> None:
+    files = [where.source for where in HUB_BENCHMARKS.values() if where.source.startswith("https:")]
+    assert len(files) == 2 and all(re.search("/[0-9a-f]{40}/", file) for file in files)
 
 
 def test_every_pair_of_the_method_is_there() -> None:

@@ -7,6 +7,7 @@ import pytest
 from guardreasoner_guard.training.measures import (
     difference,
     interval,
+    intervals,
     precision_recall_area,
     recall_at_low_rate,
 )
@@ -34,6 +35,17 @@ def test_an_interval_holds_the_value_and_narrows_with_rows() -> None:
 def test_an_interval_is_the_same_each_time() -> None:
     rows = np.array([(True, n % 3 == 0) for n in range(50)])
     assert interval([rows], share) == interval([rows], share)
+
+
+def test_several_statistics_are_reckoned_from_the_same_resamples() -> None:
+    groups = [np.array([(True, n % 3 == 0) for n in range(size)]) for size in (50, 80)]
+
+    def shares(drawn: list[np.ndarray]) -> list[float]:
+        return [float(100 * group[:, 1].mean()) for group in drawn]
+
+    first, second, mean = intervals(groups, lambda drawn: [*shares(drawn), sum(shares(drawn)) / 2])
+    assert first == interval(groups, lambda drawn: shares(drawn)[0]) != second
+    assert mean.high - mean.low < min(one.high - one.low for one in (first, second))
 
 
 def test_the_area_under_precision_and_recall() -> None:

@@ -402,19 +402,13 @@ def test_the_command_writes_the_page_and_says_where(tmp_path: Path) -> None:
     assert failed.returncode == 2 and failed.stderr.startswith("BadInput: Cannot read")
 
 
-def test_a_browser_shows_the_page_on_a_phone(whole: tuple[Path, Element, dict[str, Any]]) -> None:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as driver:
-        try:
-            browser = driver.chromium.launch()
-        except playwright.Error:
-            pytest.skip("playwright has no browser")
-        page = browser.new_page(viewport={"width": 360, "height": 800})
-        said: list[str] = []
-        page.on("console", lambda message: said.append(message.text))
-        page.goto((whole[0] / "out" / "page.html").as_uri())
-        images = page.locator("img")
-        assert all(images.nth(at).evaluate("one => one.naturalWidth") > 0 for at in range(images.count()))
-        assert page.evaluate("document.documentElement.scrollWidth") <= 360
-        assert not said
-        browser.close()
+def test_a_browser_shows_the_page_on_a_phone(whole: tuple[Path, Element, dict[str, Any]], browser: Any) -> None:
+    page = browser.new_page(viewport={"width": 360, "height": 800})
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.goto((whole[0] / "out" / "page.html").as_uri())
+    images = page.locator("img")
+    assert all(images.nth(at).evaluate("one => one.naturalWidth") > 0 for at in range(images.count()))
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert not said
+    page.close()

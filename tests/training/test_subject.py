@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from guardreasoner_guard.training.benchmarks import BenchmarkRow
 from guardreasoner_guard.training.evaluate import evaluate
-from guardreasoner_guard.training.subject import ModerationSubject
+from guardreasoner_guard.training.moderation import ModerationSubject
 
 from guardreasoner_guard import BadInput, EngineError
 
@@ -33,6 +33,8 @@ class Handler(BaseHTTPRequestHandler):
             }
         said = json.dumps(answer).encode()
         self.send_response(status)
+        if status == 429:
+            self.send_header("Retry-After", self.server.patience)
         self.send_header("Content-Length", str(len(said)))
         self.end_headers()
         self.wfile.write(said)
@@ -46,6 +48,7 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.asked: list[dict[str, Any]] = []
         self.troubles: list[tuple[int, Any]] = []
+        self.patience = "0"
 
 
 @pytest.fixture
@@ -98,6 +101,21 @@ def test_what_may_pass_is_tried_again(server: Server, status: int) -> None:
     server.troubles = [(status, {}), (status, {})]
     assert len(evaluate(ModerationSubject(server.url), ROWS[:2])["predictions"]) == 2
     assert len(server.asked) == 3
+
+
+def test_it_is_asked_again_when_it_says(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("guardreasoner_guard.retry.time.sleep", waits.append)
+    server.troubles, server.patience = [(429, {}), (429, {})], "7"
+    assert len(evaluate(ModerationSubject(server.url), ROWS[:2])["predictions"]) == 2
+    assert waits == [7.0, 7.0]
+
+
+def test_what_stays_broken_is_an_engine_error(server: Server) -> None:
+    server.troubles = [(429, {})] * 5
+    with pytest.raises(EngineError, match="refused with status 429"):
+        evaluate(ModerationSubject(server.url), ROWS[:2])
+    assert len(server.asked) == 5
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def test_a_server_that_says_when_to_come_back_is_asked_then(monkeypatch: pytest.
         response = SimpleNamespace(headers={"retry-after": "7"})
 
     waits: list[float] = []
-    monkeypatch.setattr("tenacity.nap.time.sleep", waits.append)
+    monkeypatch.setattr("guardreasoner_guard.retry.time.sleep", waits.append)
     ChatTeacher(Flawed(Busy(), Busy())).reason(SEED)
     assert waits == [7.0, 7.0]
 
