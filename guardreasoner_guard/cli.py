@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .cli_evaluate import calibrate, evaluate, relabel, replay, report, score
+from .cli_moderate import moderate
 from .cli_options import Device, Model, Reasoning, checked_device, open_guard
+from .cli_serve import serve
 from .cli_train import train
 from .errors import GuardError
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 app.add_typer(train, name="train")
-for command in (evaluate, score, report, relabel, replay, calibrate):
+for command in (evaluate, score, report, relabel, replay, calibrate, moderate, serve):
     app.command()(command)
 
 
@@ -52,11 +54,18 @@ def demo(model: Model = "bundled", device: Device = "auto", reasoning: Reasoning
 
 
 @app.command()
-def doctor(model: Model = "bundled", device: Device = "auto") -> None:
+def doctor(
+    model: Model = "bundled",
+    device: Device = "auto",
+    security: Annotated[
+        bool, typer.Option("--security", help="Whether code, model and runtime are as shipped.")
+    ] = False,
+) -> None:
     """Versions, devices, model, one real check; what is missing and how to get it."""
     from .doctor import examine
+    from .security import inspect
 
-    if not examine(model, device):
+    if not (inspect(model) if security else examine(model, device)):
         raise typer.Exit(1)
 
 

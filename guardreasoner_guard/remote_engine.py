@@ -10,10 +10,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .engine import Heard, Question, Scored, Written
 from .errors import BadInput, EngineError, MissingExtra
+from .forked import renew_in_children
 from .retry import post
 from .template import Prompt
 
@@ -95,13 +97,16 @@ class RemoteEngine:
         self._model = {"model": model} if model else {}
         self._timeout = timeout
         self._retries = retries
-        self._client = httpx.Client(
-            timeout=timeout,
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            auth=auth,
-        )
-        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="remote-engine")
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._connect = partial(httpx.Client, timeout=timeout, headers=headers, auth=auth)
         self._counts = True
+        self.renew()
+        renew_in_children(self)
+
+    def renew(self) -> None:
+        """With connections and threads of its own."""
+        self._client = self._connect()
+        self._pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="remote-engine")
 
     def score(self, questions: Sequence[Question], cancel: threading.Event | None = None) -> list[Scored]:
         """Probabilities of the words among the 20 likeliest next tokens; see `Engine.score`.

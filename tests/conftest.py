@@ -24,7 +24,7 @@ def bundled() -> GuardReasonerGuard:
     return GuardReasonerGuard()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its driver keeps an event loop running, in which asyncio.run is refused
 def browser() -> Iterator[Any]:
     """A headless Chromium, driven by playwright, where both are installed."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

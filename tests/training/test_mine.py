@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guardreasoner_guard import BadInput, EngineError, ScriptedEngine
-from guardreasoner_guard.engine import Written
+from guardreasoner_guard.engine import Heard, Written
 from guardreasoner_guard.template import PAPER, SHORT, Prompt
 
 ROW = ReasoningRow(
@@ -100,7 +100,7 @@ class Wavering(ScriptedEngine):
 
     def generate(
         self, prompts: Sequence[Prompt], *, max_tokens: int, temperature: float = 0.0, top_p: float = 1.0,
-        seed: int = 0, cancel: threading.Event | None = None,
+        seed: int = 0, cancel: threading.Event | None = None, heard: Heard | None = None,
     ) -> list[Written]:  # fmt: skip
         if self.calls == self.dies_at:
             raise EngineError("The machine is gone.")
