@@ -91,9 +91,10 @@ class PairCollator(DataCollatorForPreference):  # type: ignore[misc]  # TRL ship
 class HardSampleTrainer(DPOTrainer):  # type: ignore[misc]  # TRL ships no types
     """TRL's DPO trainer with the paper's loss, in which a pair's weight counts for its preference term alone."""
 
-    def __init__(self, *, sft: float, **arguments: Any) -> None:
+    def __init__(self, *, sft: float, optimizer_cls_and_kwargs: Any = None, **arguments: Any) -> None:
         self.sft = sft
         super().__init__(**arguments)
+        self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs  # transformers' trainer takes it, TRL's does not
         self.model_accepts_loss_kwargs = False  # the loss is a mean over pairs; accumulation divides it
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:

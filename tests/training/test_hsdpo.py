@@ -119,3 +119,18 @@ def test_without_a_hard_sample_it_is_said_so(checkpoint: Path, tmp_path: Path) -
     write_rows(tmp_path / "pairs.jsonl", [])
     with pytest.raises(BadInput, match="no hard sample"):
         hsdpo(load_recipe("tiny"), [tmp_path / "pairs.jsonl"], checkpoint, tmp_path / "out")
+
+
+def test_bf16_weights_are_trained_too_and_small_steps_are_not_lost(checkpoint: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "pairs.jsonl", [pair(str(n), "right\n---\nAnswers:", "wrong\n---", 1.0) for n in range(4)])
+    recipe = load_recipe("tiny")
+    trainer = recipe.hsdpo.trainer | {"learning_rate": 1e-5}  # far below what a bf16 weight can show in one step
+    hsdpo_settings = recipe.hsdpo.model_copy(update={"trainer": trainer})
+    recipe = recipe.model_copy(
+        update={"sft": recipe.sft.model_copy(update={"dtype": "bfloat16"}), "hsdpo": hsdpo_settings}
+    )
+    made = hsdpo(recipe, [tmp_path / "pairs.jsonl"], checkpoint, tmp_path / "out")
+    before, _ = load_base(str(checkpoint), torch.bfloat16)
+    after, _ = load_base(str(made), torch.bfloat16)
+    old, new = before.state_dict(), after.state_dict()
+    assert any(not torch.equal(old[name], new[name]) for name in old)
