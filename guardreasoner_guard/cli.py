@@ -99,6 +99,26 @@ def bench(
 
 
 @app.command()
+def soak(
+    out: Annotated[Path, typer.Option(help="Where the figures are written, as JSON.")],
+    minutes: Annotated[float, typer.Option(min=0.01, help="For how long.")] = 30.0,
+    callers: Annotated[int, typer.Option(min=3, help="Callers at once.")] = 64,
+    model: Model = "bundled",
+    device: Device = "auto",
+    reasoning: Reasoning = "adaptive",
+) -> None:
+    """Keep a guard under mixed load: is every check answered, with its own verdict, and is memory flat?"""
+    from .policy import Policy
+    from .soak import Soak
+
+    policy = Policy(block=("request",))
+    guard = open_guard(model, reasoning, device, policy=policy, remember=0.0, on_failure="raise")
+    result = Soak(guard, callers, 60 * minutes).run()
+    out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    typer.echo(json.dumps({key: value for key, value in result.items() if key != "megabytes"}, indent=1))
+
+
+@app.command()
 def export(
     checkpoint: Annotated[str, typer.Argument(help="A transformers folder, or a hub id.")],
     out: Annotated[Path, typer.Option(help="The model directory to make.")],

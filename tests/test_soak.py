@@ -1,0 +1,37 @@
+"""A soak tells a wrong verdict and a lost check from a right one, by every way of calling."""
+
+from __future__ import annotations
+
+from guardreasoner_guard import EngineError, GuardReasonerGuard, Policy, ScriptedEngine
+from guardreasoner_guard.soak import TEXTS, Soak
+
+WORDS = ("phishing", "bomb", "meth", "racist", "poison", "stalk", "forge", "malware")
+
+
+def guard(engine: ScriptedEngine) -> GuardReasonerGuard:
+    return GuardReasonerGuard(engine, policy=Policy(block=("request",)), remember=0, on_failure="raise")
+
+
+def test_a_guard_that_is_right_loses_nothing() -> None:
+    found = Soak(guard(ScriptedEngine(harmful=WORDS)), callers=6, seconds=0.5).run()
+    assert found["texts"] == len(TEXTS) and found["checks"] > 20
+    assert found["wrong"] == {}
+    assert set(found["by way"]) <= {
+        "acheck", "check", "check_many", "stream_check", "tool", "wrap, batch", "wrap, stream",
+    }  # fmt: skip
+
+
+def test_another_verdict_and_a_failure_are_told() -> None:
+    class Turning(ScriptedEngine):
+        """Says otherwise, and then nothing, once it was asked about every text."""
+
+        def _call(self, cancel: object) -> None:
+            super()._call(None)
+            if self.calls > len(TEXTS) * 2:
+                self.harmful = ()
+            if self.calls % 7 == 0 and self.calls > len(TEXTS) * 2:
+                raise EngineError("gone")
+
+    found = Soak(guard(Turning(harmful=WORDS)), callers=3, seconds=0.5).run()
+    assert any("another verdict" in name for name in found["wrong"])
+    assert any("EngineError" in name for name in found["wrong"])
