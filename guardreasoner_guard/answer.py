@@ -17,7 +17,7 @@ from .verdict import LABELS, TASKS, ReasoningStep, Task
 _ANSWERS = re.compile(r"^(?:#+[ \t]*)?Answers:?[ \t]*$", re.MULTILINE)
 _LABEL = re.compile(r"^(Request|Completion|Response):[ \t]*(\S+)[ \t]*$", re.MULTILINE)
 _HEADING = re.compile(
-    r"^(?:#+[ \t]*Task[ \t]*(?P<task>\d+)\b.*"
+    r"^(?:#+[ \t]*Task[ \t]*(?P<task>\d{1,9})\b.*"
     r"|#+[ \t]*Reasoning[ \t]+Step[ \t]*(?P<step>\d+)[ \t]*[:.]?[ \t]*(?P<text>.*)"
     r"|(?P<other>#+[ \t].*|-{3,}[ \t]*|Answers:[ \t]*))$",
     re.MULTILINE | re.IGNORECASE,

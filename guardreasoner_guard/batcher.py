@@ -13,6 +13,7 @@ from typing import Any
 
 from .engine import Engine, Heard, Question, Scored, Written
 from .errors import EngineError, Overloaded
+from .forked import renew_in_children
 from .template import Prompt
 
 MOST_WAITING = 1024
@@ -68,9 +69,18 @@ class Batcher:
         self.name = engine.name
         self.concurrency = _MOST_TOGETHER
         self._most_waiting = most_waiting
+        self.renew()
+        renew_in_children(self)
+
+    def renew(self) -> None:
+        """With no call waiting, and the model free."""
+        self._lock = threading.Lock()  # not the condition's own: an interrupt may leave that one held
+        self._turn = threading.Condition(self._lock)
         self._waiting: list[_Call] = []
-        self._busy = False
-        self._turn = threading.Condition()
+        self._batch: list[_Call] = []
+        """What is being carried out, by the thread of one of them."""
+        self._carrier: _Call | None = None
+        """Whose thread that is; None while the model is free."""
 
     def score(self, questions: Sequence[Question], cancel: threading.Event | None = None) -> list[Scored]:
         """See `Engine.score`.
@@ -112,9 +122,15 @@ class Batcher:
             return []
         try:
             self._wait_for(call)
-        except BaseException:
-            with self._turn:  # who was interrupted leaves nothing behind that others would work at
+        except BaseException as error:  # who is interrupted leaves nothing behind that others would wait or work for
+            call.error = call.error or EngineError("The call was given up.")
+            with self._lock:
                 self._waiting = [one for one in self._waiting if one is not call]
+            if self._carrier is call:
+                for one in self._batch:
+                    if not one.done:
+                        one.error = EngineError(f"The model was interrupted ({type(error).__name__}). Ask again.")
+                self._free()
             raise
         if call.error is not None:
             raise call.error
@@ -122,44 +138,43 @@ class Batcher:
 
     def _wait_for(self, call: _Call) -> None:
         """Waits until a call is carried out, and carries out what waits whenever the model is free."""
-        with self._turn:
+        with self._lock:
             if len(self._waiting) >= self._most_waiting:
                 raise Overloaded(
                     f"{len(self._waiting)} checks wait for the model already. Send fewer at once, or try again later."
                 )
             self._waiting.append(call)
         while not call.done:
-            with self._turn:
-                while self._busy and not call.done:
+            with self._lock:
+                while self._carrier is not None and not call.done:
                     if call.cancel is not None and call.cancel.is_set() and call in self._waiting:
                         raise EngineError("The call was cancelled.")
                     # the canceller knows nothing of this condition, so it is looked after now and then
                     self._turn.wait(0.05 if call.cancel is not None else None)
                 if call.done:
                     break
-                batch = self._next()
-                self._busy = True
-            try:
-                self._carry_out(batch)
-            except BaseException as error:  # Ctrl-C in this thread ends the calls of the others too
-                for one in batch:
-                    one.error = one.error or EngineError(f"The model was interrupted ({type(error).__name__}).")
-                raise
-            finally:
-                with self._turn:
-                    self._waiting += [one for one in batch if not one.done]
-                    self._busy = False
-                    self._turn.notify_all()
+                self._carrier = call
+                self._batch = self._next()
+                self._waiting = [one for one in self._waiting if one not in self._batch]
+            self._carry_out(self._batch)
+            self._free()
+
+    def _free(self) -> None:
+        """Gives the model back; what is not done yet waits for its next turn."""
+        with self._lock:
+            self._waiting += [one for one in self._batch if not one.done and one not in self._waiting]
+            self._batch = []
+            self._carrier = None
+            self._turn.notify_all()
 
     def _next(self) -> list[_Call]:
-        """Takes the call that waits longest, and those of its kind that fit beside it."""
+        """The call that waits longest, and those of its kind that fit beside it."""
         batch: list[_Call] = []
         size = 0
         for call in self._waiting:
             if call.kind == self._waiting[0].kind and size + len(call.next_items) <= _MOST_TOGETHER:
                 batch.append(call)
                 size += len(call.next_items)
-        self._waiting = [call for call in self._waiting if call not in batch]
         return batch
 
     def _carry_out(self, batch: list[_Call]) -> None:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass, field
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from .batcher import MOST_WAITING
-from .errors import BadInput, EngineError, GuardTimeout, Overloaded
+from .errors import BadInput, EngineError, GuardError, GuardTimeout, Overloaded
 from .exchange import Exchange
+from .forked import renew_in_children
 from .judge import Judge, Judgement, Reasoning
 from .policy import Policy, reasons
 from .remembered import Remembered
 from .verdict import ReasoningStep, Task, Usage, Verdict
+
+logger = logging.getLogger(__name__)
 
 OnFailure = Literal["block", "pass", "raise"]
 Attempt = Verdict | Exception
@@ -75,11 +77,15 @@ class Checks:
         self._judge = judge
         self._concurrency = concurrency
         self._remembered = Remembered(remember)
+        self._closed = False
+        self.renew()
+        renew_in_children(self)
+
+    def renew(self) -> None:
+        """With no threads, and nothing under way."""
         self._lock = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
-        self._process = 0
         self._pending = 0
-        self._closed = False
 
     def attempt(self, exchanges: Sequence[Exchange], terms: Terms) -> list[Attempt]:
         """Judges exchanges, in order, blocking the caller."""
@@ -92,9 +98,11 @@ class Checks:
             future = self._submit(lambda: self._judged(run))
             try:
                 return future.result(run.allowed)
-            except FutureTimeout:
+            except TimeoutError:
                 future.cancel()
                 return self._late(run)
+        except CancelledError:  # `close` did that
+            return self._failed(_closed(), run)
         except Exception as error:
             if self._shared(error, exchanges):
                 return [attempt for one in exchanges for attempt in self.attempt([one], terms)]
@@ -110,9 +118,15 @@ class Checks:
         future: Future[list[Attempt]] | None = None
         try:
             future = self._submit(lambda: self._judged(run))
-            return await asyncio.wait_for(asyncio.wrap_future(future), run.allowed)
+            async with asyncio.timeout(run.allowed):
+                return await asyncio.wrap_future(future)
         except TimeoutError:
             return self._late(run)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._closed or task is None or task.cancelling():
+                raise
+            return self._failed(_closed(), run)  # it was `close` that ended the wait, and nobody the task
         except Exception as error:
             if self._shared(error, exchanges):
                 return [attempt for one in exchanges for attempt in await self.aattempt([one], terms)]
@@ -126,20 +140,20 @@ class Checks:
         """Ends the threads; checks that wait for one, and later ones, fail."""
         with self._lock:
             self._closed = True
-            if self._threads is not None:
-                self._threads.shutdown(wait=False, cancel_futures=True)
+            threads = self._threads
+        if threads is not None:  # what it cancels tells `_finished`, which takes the lock
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def _submit(self, work: Callable[[], list[Attempt]]) -> Future[list[Attempt]]:
         with self._lock:
-            if self._threads is None or self._process != os.getpid():  # threads do not survive a fork
-                self._threads = ThreadPoolExecutor(self._concurrency, thread_name_prefix="guard")
-                self._process, self._pending = os.getpid(), 0
             if self._closed:
                 raise _closed()
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(self._concurrency, thread_name_prefix="guard")
             if self._pending >= MOST_WAITING:
                 raise Overloaded(f"{self._pending} checks are under way. Send fewer at once, or try again later.")
-            self._pending += 1
             future = self._threads.submit(work)
+            self._pending += 1
         future.add_done_callback(self._finished)
         return future
 
@@ -153,18 +167,27 @@ class Checks:
         terms = run.terms
         asked = [
             terms.reasoning, terms.policy.on_disagreement, str(terms.policy.shadow),
-            *sorted(terms.tasks), *terms.policy.block,
+            str(sorted(terms.tasks)), str(terms.policy.block),
         ]  # fmt: skip
         for place, exchange in enumerate(run.exchanges):
             if (verdict := self._remembered.find(exchange, asked)) is not None:
                 run.known[place] = verdict
-        found = self._judge.judge(
-            [run.exchanges[place] for place in run.new], terms.reasoning, tasks=terms.tasks,
-            blocks=terms.policy.blocks, cancel=run.cancel, settled=run.settled, told=terms.told,
-        )  # fmt: skip
+        try:
+            found = self._judge.judge(
+                [run.exchanges[place] for place in run.new], terms.reasoning, tasks=terms.tasks,
+                blocks=terms.policy.blocks, cancel=run.cancel, settled=run.settled, told=terms.told,
+            )  # fmt: skip
+        except GuardError:
+            raise
+        except Exception as error:
+            if not run.settled:
+                raise _meant(error) from error
+            logger.warning("what was judged could not be explained: %s", type(error).__name__)
+            found = run.settled
         verdicts = self._verdicts(run, found)
         for place in run.new:
-            self._remembered.add(run.exchanges[place], asked, verdicts[place])
+            if _whole(verdicts[place], terms):
+                self._remembered.add(run.exchanges[place], asked, verdicts[place])
         return list(verdicts)
 
     def _verdicts(self, run: _Run, found: Sequence[Judgement]) -> list[Verdict]:
@@ -206,14 +229,18 @@ class Checks:
 
     def _late(self, run: _Run) -> list[Attempt]:
         """Time is up: what is settled already counts, and only lacks its explanation."""
-        if run.settled:
-            return list(self._verdicts(run, run.settled))
+        if run.settled:  # the model's thread may still be at work on them
+            settled = [
+                replace(one, labels=dict(one.labels), by_reasoning=dict(one.by_reasoning)) for one in run.settled
+            ]
+            return list(self._verdicts(run, settled))
         error = GuardTimeout(f"No judgement within {run.terms.timeout} s. Raise the timeout, or use reasoning='never'.")
         return self._failed(error, run)
 
     def _failed(self, error: Exception, run: _Run) -> list[Attempt]:
         """No judgement was reached: blocked unless `on_failure` says otherwise."""
         on_failure, shadow = run.terms.on_failure, run.terms.policy.shadow
+        error = _meant(error)
         if isinstance(error, BadInput) or (on_failure == "raise" and not shadow):
             return [error] * len(run.exchanges)
         late = isinstance(error, GuardTimeout)
@@ -240,6 +267,21 @@ def verdicts_of(attempts: Iterable[Attempt]) -> list[Verdict]:
             raise attempt
         found.append(attempt)
     return found
+
+
+def _whole(verdict: Verdict, terms: Terms) -> bool:
+    """Whether nothing is missing: an explanation that failed is tried again when its text comes again."""
+    blocks = verdict.blocked or verdict.shadowed
+    return bool(verdict.reasoning) or not (terms.reasoning == "always" or (terms.reasoning == "adaptive" and blocks))
+
+
+def _meant(error: Exception) -> GuardError:
+    """The error that is told of; of one that nobody meant to raise only its kind, since it may quote a text."""
+    if isinstance(error, GuardError):
+        return error
+    told = EngineError(f"Judging failed with {type(error).__name__}. Pass on_failure='raise' to see it whole.")
+    told.__cause__ = error
+    return told
 
 
 def _closed() -> EngineError:

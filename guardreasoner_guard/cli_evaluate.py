@@ -47,7 +47,7 @@ def evaluate(
     if moderation is not None:
         subject = ModerationSubject(moderation, "" if model == "bundled" else model)
     else:
-        guard = open_guard(model, reasoning, device) if url is None else served_guard(url, model, template, reasoning)
+        guard = open_guard(model, reasoning, device) if url is None else served_guard([url], model, template, reasoning)
         subject = JudgeSubject(guard.judge, guard.reasoning, guard.policy)
     out.parent.mkdir(parents=True, exist_ok=True)
     journal = out.with_name(f"{out.name}.part")

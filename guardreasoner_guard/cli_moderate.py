@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from .cli_options import Device, Model, Reasoning, open_guard, served_guard
+from .cli_options import Device, Model, Reasoning, open_guard, read_columns, served_guard
 from .errors import BadInput
-
-if TYPE_CHECKING:
-    from .guard import GuardReasonerGuard
 
 _BATCHES_A_SERVER = 4
 """Batches under way at once for each server, so that none waits for the slowest row of another's."""
@@ -58,8 +55,10 @@ def moderate(
     """Judge the rows of a file in batches. A run that was stopped or killed goes on when it is started again."""
     if bad_rows not in ("stop", "block"):
         raise BadInput(f"bad-rows is {bad_rows!r}. Choose stop or block.")
-    make = partial(_guard, model, reasoning, device, url or [], template)
-    settings: dict[str, Any] = {"columns": _columns(column or []), "bad_rows": bad_rows, "batch": batch}
+    make = partial(open_guard, model, reasoning, device)
+    if url:
+        make = partial(served_guard, url, model, template, reasoning)
+    settings: dict[str, Any] = {"columns": read_columns(column or []), "bad_rows": bad_rows, "batch": batch}
     if actors is None:
         from guardreasoner_guard.integrations.bulk import moderate as run
 
@@ -72,24 +71,3 @@ def moderate(
         f"{counts.rows} rows, {counts.answered} of them with a response: passed {counts.passed}, "
         f"blocked {counts.blocked}, failure {counts.failure}, timeout {counts.timeout}"
     )
-
-
-def _guard(model: str, reasoning: str, device: str, urls: list[str], template: str) -> GuardReasonerGuard:
-    from .fleet import Fleet
-    from .guard import GuardReasonerGuard
-
-    if not urls:
-        return open_guard(model, reasoning, device)
-    guards = [served_guard(url, model, template, reasoning) for url in urls]
-    if len(guards) == 1:
-        return guards[0]
-    fleet = Fleet([guard.judge.engine for guard in guards])
-    return GuardReasonerGuard(fleet, reasoning=guards[0].reasoning, manifest=guards[0].judge.manifest)
-
-
-def _columns(pairs: list[str]) -> dict[str, str]:
-    split = [pair.partition("=") for pair in pairs]
-    for pair, (field, _, column) in zip(pairs, split, strict=True):
-        if not (field and column):
-            raise BadInput(f"--column is {pair!r}. Write FIELD=COLUMN, as request=question.")
-    return {field: column for field, _, column in split}

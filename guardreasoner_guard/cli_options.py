@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,12 +30,13 @@ def open_guard(model: str, reasoning: str, device: str, **settings: Any) -> Guar
     return GuardReasonerGuard(model, reasoning=reasoning, device=checked_device(device), **settings)  # type: ignore[arg-type]  # checked above
 
 
-def served_guard(url: str, name: str, wording: str, reasoning: str) -> GuardReasonerGuard:
-    """A guard whose model an OpenAI-compatible server holds; its key is read from GUARDREASONER_API_KEY.
+def served_guard(urls: Sequence[str], name: str, wording: str, reasoning: str) -> GuardReasonerGuard:
+    """A guard whose model OpenAI-compatible servers hold; their key is read from GUARDREASONER_API_KEY.
 
     Raises:
-        GuardError: There is no such mode or wording, or the URL is none.
+        GuardError: There is no such mode or wording, or a URL is none.
     """
+    from .fleet import Fleet
     from .guard import GuardReasonerGuard
     from .model_dir import Manifest
     from .remote_engine import RemoteEngine
@@ -45,13 +47,29 @@ def served_guard(url: str, name: str, wording: str, reasoning: str) -> GuardReas
         name=name, template=wording, precision="as served", label_tokens={}, end_token=0, files={},
         decides="reasoning" if template(wording).chained else "score",
     )  # fmt: skip
-    engine = RemoteEngine(url, name, api_key=os.environ.get("GUARDREASONER_API_KEY"))
+    engines = [RemoteEngine(url, name, api_key=os.environ.get("GUARDREASONER_API_KEY")) for url in urls]
+    engine = engines[0] if len(engines) == 1 else Fleet(engines)
     return GuardReasonerGuard(engine, reasoning=reasoning, manifest=manifest)  # type: ignore[arg-type]  # checked above
 
 
 def _check_reasoning(reasoning: str) -> None:
     if reasoning not in ("adaptive", "always", "never"):
         raise BadInput(f"reasoning is {reasoning!r}. Choose adaptive, always or never.")
+
+
+def read_columns(pairs: Sequence[str]) -> dict[str, str]:
+    """Columns by the field they hold, from FIELD=COLUMN.
+
+    Raises:
+        BadInput: One is written otherwise.
+    """
+    columns = {}
+    for pair in pairs:
+        field, _, column = pair.partition("=")
+        if not (field and column):
+            raise BadInput(f"--column is {pair!r}. Write FIELD=COLUMN, as request=question.")
+        columns[field] = column
+    return columns
 
 
 def checked_device(device: str) -> Any:

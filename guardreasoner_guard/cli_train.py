@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .cli_options import read_columns
 from .errors import BadInput
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def train_all(
     wording = _read(policy) if policy else ""
     made = run(
         chosen, data, out, _teacher(teacher, url, chosen.seed, policy=wording), base=base, test=test,
-        columns=_columns(column or []), policy=wording, categories=category or [],
+        columns=read_columns(column or []), policy=wording, categories=category or [],
     )  # fmt: skip
     typer.echo((made / "MODEL_CARD.md").read_text(encoding="utf-8"))
     typer.echo(f"GuardReasonerGuard({str(made)!r})")
@@ -171,16 +172,6 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} cannot be read ({error}). Name a UTF-8 text file.") from error
-
-
-def _columns(pairs: list[str]) -> dict[str, str]:
-    columns = {}
-    for pair in pairs:
-        field, equals, column = pair.partition("=")
-        if not (field and equals and column):
-            raise BadInput(f"--column is {pair!r}. Write FIELD=COLUMN, as prompt=question.")
-        columns[field] = column
-    return columns
 
 
 def _statistics(facts: dict[str, Any], cost: float) -> None:

@@ -13,10 +13,10 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, Huma
 from langchain_core.prompt_values import PromptValue
 
 from .errors import BadInput, Blocked
-from .exchange import Exchange, messages_in, read_answer, read_exchange, split_state
+from .exchange import Exchange, copied, messages_in, read_answer, read_exchange, split_state
 from .guard import GuardReasonerGuard
 from .judge import Reasoning
-from .policy import Policy, explanation, shown_reasons
+from .policy import Policy, explanation
 from .verdict import Task, Verdict
 
 OUTPUT_TASKS: tuple[Task, ...] = ("completion", "response")
@@ -61,13 +61,13 @@ def course(guard: GuardReasonerGuard, value: Any, *, beside: bool, message_out: 
     check = Check(exchange, ("request",))
     output = None
     if beside:
-        verdict, output = yield Call(value, check)
+        verdict, output = yield Call(copied(value), check)
     else:
         verdict = yield check
     if verdict.blocked:
         return instead(guard.policy, verdict, None, value, message_out)
     if not beside:
-        output = yield Call(value)
+        output = yield Call(copied(value))
     policy = guard.policy
     revisions = policy.max_revisions if policy.on_violation == "revise" else 0
     while True:
@@ -81,7 +81,7 @@ def course(guard: GuardReasonerGuard, value: Any, *, beside: bool, message_out: 
         if verdict.outcome != "verdict" or not revisions:
             return instead(guard.policy, verdict, output, value, message_out)
         revisions -= 1
-        output = yield Call(with_note(value, verdict))
+        output = yield Call(copied(with_note(value, verdict)))
 
 
 def asked(exchange: Exchange) -> Exchange:
@@ -205,7 +205,7 @@ def with_note(value: Any, verdict: Verdict) -> Any:
     Raises:
         BadInput: Nothing can be added to an input of this kind.
     """
-    note = _NOTE.format(reasons=shown_reasons(verdict))
+    note = _NOTE.format(reasons=verdict.shown_reasons)
     if isinstance(value, str):
         return f"{value}\n\n{note}"
     if isinstance(value, PromptValue):

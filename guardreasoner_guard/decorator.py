@@ -13,9 +13,9 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, InjectedToolArg, ToolException
 
 from .errors import BadInput, Blocked
-from .exchange import Exchange, texts_of
+from .exchange import Exchange, texts_of_result
 from .guard import GuardReasonerGuard
-from .policy import explanation, shown_reasons
+from .policy import explanation
 from .verdict import Verdict
 
 Guardable = TypeVar("Guardable")
@@ -66,26 +66,32 @@ class _Guarding:
             @functools.wraps(function)
             async def checked(*args: Any, **kwargs: Any) -> Any:
                 request = self._asked(signature.bind(*args, **kwargs))
-                verdict = (await self.guard._averdicts([request], ("request",)))[0]
+                verdict = (await self.guard.averdicts([request], ("request",)))[0]
                 if verdict.blocked:
                     return self._instead(verdict)
-                result = await function(*args, **kwargs)
+                try:
+                    result = await function(*args, **kwargs)
+                except ToolException as error:
+                    result = error
                 if exchange := self._answered(request, result):
-                    verdict = (await self.guard._averdicts([exchange], ("response",)))[0]
-                return self._instead(verdict) if verdict.blocked else result
+                    verdict = (await self.guard.averdicts([exchange], ("response",)))[0]
+                return self._instead(verdict) if verdict.blocked else _given(result)
 
             return checked
 
         @functools.wraps(function)
         def checked_sync(*args: Any, **kwargs: Any) -> Any:
             request = self._asked(signature.bind(*args, **kwargs))
-            verdict = self.guard._verdicts([request], ("request",))[0]
+            verdict = self.guard.verdicts([request], ("request",))[0]
             if verdict.blocked:
                 return self._instead(verdict)
-            result = function(*args, **kwargs)
+            try:
+                result = function(*args, **kwargs)
+            except ToolException as error:
+                result = error
             if exchange := self._answered(request, result):
-                verdict = self.guard._verdicts([exchange], ("response",))[0]
-            return self._instead(verdict) if verdict.blocked else result
+                verdict = self.guard.verdicts([exchange], ("response",))[0]
+            return self._instead(verdict) if verdict.blocked else _given(result)
 
         return checked_sync
 
@@ -109,7 +115,7 @@ class _Guarding:
             )
         if self.artifact and isinstance(result, tuple) and len(result) == 2:
             result = result[0]  # the artifact goes to the application, not to the model
-        text = "\n".join(texts_of(result))
+        text = "\n".join(texts_of_result(result))
         return self.guard.read(request.model_copy(update={"response": text})) if text.strip() else None
 
     def _instead(self, verdict: Verdict) -> Any:
@@ -117,10 +123,17 @@ class _Guarding:
         if callable(action):
             return (action(verdict), None) if self.artifact else action(verdict)
         if self.tool is not None:
-            raise ToolException(shown_reasons(verdict))
+            raise ToolException(verdict.shown_reasons)
         if action == "raise":
             raise Blocked(verdict)
         return explanation(verdict)
+
+
+def _given(result: Any) -> Any:
+    """What a tool gave; an error that it tells its agent is raised, now that it is judged like any other result."""
+    if isinstance(result, ToolException):
+        raise result
+    return result
 
 
 def _guarded_tool(guard: GuardReasonerGuard, tool: BaseTool) -> BaseTool:

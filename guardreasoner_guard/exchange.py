@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from langchain_core.documents import Document
@@ -15,6 +18,12 @@ from .errors import BadInput
 
 _NOT_WORDS = frozenset({"type", "id", "index", "mime_type", "media_type", "source_type", "detail", "url", "base64"})
 """Keys of a message's part that hold no words of its writer."""
+_MEDIA = frozenset({"image", "image_url", "input_image", "audio", "input_audio", "video", "file", "input_file"})
+"""Types of a message's parts that may hold bytes."""
+_BYTES = re.compile(r"(?:data:[^,\s]{1,200},)?[\w+/=-]{200,}", re.ASCII)
+"""What bytes look like there."""
+_NAME = re.compile(r"[!-~]{1,40}")
+"""What a mapping's key looks like that only names what it holds. Models write keys too, and tools pass on others'."""
 
 
 class Exchange(BaseModel):
@@ -28,6 +37,15 @@ class Exchange(BaseModel):
     """Earlier (role, text) turns: context that is read but not judged."""
 
 
+@contextmanager
+def _finite() -> Iterator[None]:
+    try:
+        yield
+    except RecursionError:
+        raise BadInput("It is nested too deeply to be read, or holds itself. Pass something flatter.") from None
+
+
+@_finite()
 def read_exchange(value: Any, response: str | None = None) -> Exchange:
     """Reads a request, or an exchange, out of a chain's input.
 
@@ -66,6 +84,7 @@ def read_exchange(value: Any, response: str | None = None) -> Exchange:
     return exchange
 
 
+@_finite()
 def read_answer(output: Any, request: str, given: Sequence[BaseMessage] = ()) -> str:
     """All text of a runnable's output, whatever its type; empty where it holds none.
 
@@ -158,7 +177,9 @@ def texts_of(value: Any) -> Iterator[str]:
         names = [*type(value).model_fields, *type(value).model_computed_fields, *(value.model_extra or {})]
         yield from texts_of([getattr(value, name) for name in names])
     elif isinstance(value, Mapping):
-        for item in value.values():
+        for key, item in value.items():
+            if isinstance(key, str) and key and not _NAME.fullmatch(key):
+                yield key
             yield from texts_of(item)
     elif isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
         for item in value:
@@ -167,13 +188,43 @@ def texts_of(value: Any) -> Iterator[str]:
         yield str(value)
 
 
+def texts_of_result(result: Any) -> Iterator[str]:
+    """Every text in what a tool returned, which may be parts of a message: of these without the bytes of images."""
+    for item in result if isinstance(result, list) else [result]:
+        yield from _worded(item, texts_of(item))
+
+
+def copied(value: Any) -> Any:
+    """A copy whose dicts, lists and messages may be written into: what a callee adds to its input is not seen in it."""
+    new: Any
+    if isinstance(value, dict):
+        new = copy.copy(value)
+        new.update({key: copied(item) for key, item in value.items()})
+        return new
+    if isinstance(value, list):
+        new = copy.copy(value)
+        new[:] = map(copied, value)
+        return new
+    if isinstance(value, (BaseMessage, PromptValue)):
+        new = value.model_copy()
+        new.__dict__.update({name: copied(item) for name, item in value.__dict__.items()})
+        return new
+    return value
+
+
 def _part_texts(part: Any) -> Iterator[str]:
     """The texts of one part of a message; one without words (an image) stands as `[image_url]`."""
     if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
         yield from texts_of(part)
         return
     words = [text for key, item in part.items() if key not in _NOT_WORDS for text in texts_of(_without_bytes(item))]
-    yield from words or ([] if part["type"] == "text" else [f"[{part['type']}]"])
+    yield from list(_worded(part, words)) or ([] if part["type"] == "text" else [f"[{part['type']}]"])
+
+
+def _worded(part: Any, texts: Iterable[str]) -> Iterator[str]:
+    """The texts of a part, but its bytes, where it may hold some."""
+    media = isinstance(part, Mapping) and part.get("type") in _MEDIA
+    yield from (text for text in texts if not (media and _BYTES.fullmatch(text)))
 
 
 def _without_bytes(item: Any) -> Any:

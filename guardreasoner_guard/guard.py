@@ -160,13 +160,13 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
             BadInput: There is nothing to judge, or more than `max_characters`.
             GuardError: Judging failed and `on_failure` is `raise`.
         """
-        return self._verdicts([self.read(request, response, history)])[0]
+        return self.verdicts([self.read(request, response, history)])[0]
 
     async def acheck(
         self, request: Any, response: str | None = None, *, history: Sequence[tuple[str, str]] | None = None
     ) -> Verdict:
         """`check` without blocking the event loop; cancelling it stops the model."""
-        return (await self._averdicts([self.read(request, response, history)]))[0]
+        return (await self.averdicts([self.read(request, response, history)]))[0]
 
     def stream_check(
         self, request: Any, response: str | None = None, *, history: Sequence[tuple[str, str]] | None = None
@@ -177,7 +177,7 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
         steps that were seen before. Closing the iterator stops the model.
         """
         exchange = self.read(request, response, history)
-        return watched(lambda tell: self._verdicts([exchange], told=tell)[0])
+        return watched(lambda tell: self.verdicts([exchange], told=tell)[0])
 
     def astream_check(
         self, request: Any, response: str | None = None, *, history: Sequence[tuple[str, str]] | None = None
@@ -186,7 +186,7 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
         exchange = self.read(request, response, history)
 
         async def judged(tell: Tell) -> Verdict:
-            return (await self._averdicts([exchange], told=tell))[0]
+            return (await self.averdicts([exchange], told=tell))[0]
 
         return awatched(judged)
 
@@ -196,11 +196,41 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
         Args:
             exchanges: Each a request, or a (request, response or None) pair.
         """
-        return self._verdicts([self._read_one(item) for item in exchanges])
+        return self.verdicts([self._read_one(item) for item in exchanges])
 
     async def acheck_many(self, exchanges: Iterable[Any]) -> list[Verdict]:
         """`check_many` without blocking the event loop."""
-        return await self._averdicts([self._read_one(item) for item in exchanges])
+        return await self.averdicts([self._read_one(item) for item in exchanges])
+
+    def verdicts(
+        self,
+        exchanges: list[Exchange],
+        tasks: Iterable[Task] = TASKS,
+        reasoning: Reasoning | None = None,
+        told: Tell | None = None,
+    ) -> list[Verdict]:
+        """Judges exchanges that were read; for doors, which ask for the labels that can block where they stand.
+
+        Args:
+            exchanges: What `read` has made.
+            tasks: Labels that are wanted.
+            reasoning: In place of the guard's own.
+            told: Told each step of an explanation as it is written.
+
+        Raises:
+            GuardError: Judging failed and `on_failure` is `raise`.
+        """
+        return verdicts_of(self._attempts(exchanges, tasks, reasoning, told))
+
+    async def averdicts(
+        self,
+        exchanges: list[Exchange],
+        tasks: Iterable[Task] = TASKS,
+        reasoning: Reasoning | None = None,
+        told: Tell | None = None,
+    ) -> list[Verdict]:
+        """`verdicts` without blocking the event loop."""
+        return verdicts_of(await self._aattempts(exchanges, tasks, reasoning, told))
 
     # -- as a Runnable ------------------------------------------------------------------------
 
@@ -347,21 +377,3 @@ class GuardReasonerGuard(RunnableSerializable[Any, Any]):
         attempts = await self._checks.aattempt(exchanges, self._terms(tasks, reasoning, told))
         await atell(self.observers, exchanges, attempts)
         return attempts
-
-    def _verdicts(
-        self,
-        exchanges: list[Exchange],
-        tasks: Iterable[Task] = TASKS,
-        reasoning: Reasoning | None = None,
-        told: Tell | None = None,
-    ) -> list[Verdict]:
-        return verdicts_of(self._attempts(exchanges, tasks, reasoning, told))
-
-    async def _averdicts(
-        self,
-        exchanges: list[Exchange],
-        tasks: Iterable[Task] = TASKS,
-        reasoning: Reasoning | None = None,
-        told: Tell | None = None,
-    ) -> list[Verdict]:
-        return verdicts_of(await self._aattempts(exchanges, tasks, reasoning, told))

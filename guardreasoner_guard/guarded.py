@@ -14,20 +14,17 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import Any
 
-from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
 from langchain_core.runnables.base import coerce_to_runnable
 from langchain_core.runnables.config import ContextThreadPoolExecutor, var_child_runnable_config
-from langchain_core.tracers._streaming import _StreamingCallbackHandler, _V2StreamingCallbackHandler
 from pydantic import ConfigDict
 
 from .course import Batch, Check, Course, by_tasks, course
 from .errors import BadInput
 from .guard import GuardReasonerGuard
+from .unseen import without_streams
 from .verdict import Verdict
-from .withheld import END, Hold, Next, Open, StreamCourse, joined, stream_course
-
-_STREAMING = (_StreamingCallbackHandler, _V2StreamingCallbackHandler)
+from .withheld import END, Hold, Next, Open, StreamCourse, joined, known_hold, stream_course
 
 
 class Guarded(RunnableSerializable[Any, Any]):
@@ -49,9 +46,7 @@ class Guarded(RunnableSerializable[Any, Any]):
         Raises:
             BadInput: `hold` is not one that is known.
         """
-        if not (hold in ("sentence", "answer") or (isinstance(hold, int) and hold >= 2)):
-            raise BadInput(f"hold is {hold!r}. Pass tokens (at least 2), 'sentence' or 'answer'.")
-        return cls(guard=guard, runnable=coerce_to_runnable(runnable), beside=beside, hold=hold)
+        return cls(guard=guard, runnable=coerce_to_runnable(runnable), beside=beside, hold=known_hold(hold))
 
     # -- one call -----------------------------------------------------------------------------
 
@@ -103,6 +98,7 @@ class Guarded(RunnableSerializable[Any, Any]):
                         result = verdict, None if verdict.blocked else await answer
                     finally:
                         answer.cancel()
+                        await asyncio.gather(answer, return_exceptions=True)
                 try:
                     step = steps.send(result)
                 except StopIteration as done:
@@ -273,10 +269,10 @@ class Guarded(RunnableSerializable[Any, Any]):
         return "Message" in repr(self.runnable.OutputType)
 
     def _check(self, step: Check) -> Verdict:
-        return self.guard._verdicts([step.exchange], step.tasks, step.reasoning)[0]
+        return self.guard.verdicts([step.exchange], step.tasks, step.reasoning)[0]
 
     async def _acheck(self, step: Check) -> Verdict:
-        return (await self.guard._averdicts([step.exchange], step.tasks, step.reasoning))[0]
+        return (await self.guard.averdicts([step.exchange], step.tasks, step.reasoning))[0]
 
 
 def _held_back(config: RunnableConfig) -> RunnableConfig:
@@ -304,16 +300,7 @@ def _without_streams(config: RunnableConfig) -> RunnableConfig:
         for key, value in config.get("configurable", {}).items()
         if not key.startswith("__pregel_stream")
     }
-    config = {**config, "configurable": settings}
-    callbacks = config.get("callbacks")
-    if isinstance(callbacks, BaseCallbackManager):
-        callbacks = callbacks.copy()
-        for handler in {*callbacks.handlers, *callbacks.inheritable_handlers}:
-            if isinstance(handler, _STREAMING):
-                callbacks.remove_handler(handler)
-    elif isinstance(callbacks, list):
-        callbacks = [handler for handler in callbacks if not isinstance(handler, _STREAMING)]
-    return {**config, "callbacks": callbacks}
+    return {**config, "configurable": settings, "callbacks": without_streams(config.get("callbacks"))}
 
 
 def _closed(key: str, value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import BadModelDir, MissingExtra
-from .model_files import DATA, NEEDED, check_files, read_text
+from .model_files import DATA, NEEDED, Stamp, check_files, read_text
 from .template import TEMPLATES
 from .verdict import LABELS, TASKS, Task
 
@@ -109,6 +109,8 @@ class ModelDir(BaseModel):
 
     path: Path
     manifest: Manifest
+    stamps: dict[str, Stamp] = {}
+    """What its files were known by when they were checked; empty where they were not."""
 
 
 def open_model(model: str | Path) -> ModelDir:
@@ -141,8 +143,7 @@ def open_model(model: str | Path) -> ModelDir:
         raise BadModelDir(
             f"{path / MANIFEST} does not name {', '.join(sorted(needed | words))}. Export the model again."
         )
-    check_files(path, manifest.files)
-    return ModelDir(path=path, manifest=manifest)
+    return ModelDir(path=path, manifest=manifest, stamps=check_files(path, manifest.files))
 
 
 def _locate(model: str | Path) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +23,10 @@ import numpy as np
 from .batcher import Batcher
 from .engine import Heard, Question, Scored, Written, windows
 from .errors import BadModelDir, DeviceUnavailable, EngineError, MissingExtra
+from .forked import renew_in_children
 from .kept import Caches, common
-from .model_dir import Device, ModelDir
+from .model_dir import Device, ModelDir, open_model
+from .model_files import Mapped
 from .processor import has_vnni, threads
 from .template import Prompt
 
@@ -42,8 +45,24 @@ _MARGIN = 384
 """Cache kept beyond a window: instruction, markers, forced prefix and a short answer fit in it."""
 
 
-_SHARED: WeakValueDictionary[tuple[str, str], Batcher] = WeakValueDictionary()
-_SHARING = threading.Lock()
+_INHERITED: list[Any] = []
+"""A parent's models, in a forked child: to end them would be to wait for threads that are not there."""
+
+
+class _Shared:
+    """The engines that are loaded, by model and device; one is loaded at a time."""
+
+    def __init__(self) -> None:
+        self.engines: WeakValueDictionary[tuple[str, str], Batcher] = WeakValueDictionary()
+        self.renew()
+        renew_in_children(self)
+
+    def renew(self) -> None:
+        """With nothing being loaded."""
+        self.lock = threading.Lock()
+
+
+_SHARED = _Shared()
 
 
 def shared_engine(model: ModelDir, device: Device = "auto") -> Batcher:
@@ -53,15 +72,17 @@ def shared_engine(model: ModelDir, device: Device = "auto") -> Batcher:
         DeviceUnavailable, MissingExtra, BadModelDir: As `OnnxEngine`.
     """
     key = (f"{model.path.resolve()}\n{model.manifest.model_dump_json()}", device)
-    with _SHARING:
-        engine = _SHARED.get(key)
+    with _SHARED.lock:
+        engine = _SHARED.engines.get(key)
         if engine is None:
-            engine = _SHARED[key] = Batcher(OnnxEngine(model, device))
+            engine = _SHARED.engines[key] = Batcher(OnnxEngine(model, device))
         return engine
 
 
 class OnnxEngine:
     """One model on one device. Calls from several threads are served one after another.
+
+    In a forked child, and where its weights were written to since, it is read again, if it still is the same model.
 
     Args:
         model: A checked model directory.
@@ -80,7 +101,20 @@ class OnnxEngine:
         self.device = _choose_device(self._runtime, model, device)
         self.name = f"{model.manifest.name} ({model.manifest.precision}, {self.device})"
         self._manifest = model.manifest
+        self._path = model.path.resolve()
         self._lock = threading.Lock()
+        self._model: Any = None
+        self._caches = self._new_caches()
+        self._load(model)
+        renew_in_children(self)
+
+    def renew(self) -> None:
+        """Without the model, which is read again when it is needed."""
+        self._lock = threading.Lock()
+        _INHERITED.append((self._model, self._caches))
+        self._model = None
+
+    def _load(self, model: ModelDir) -> None:
         try:
             from tokenizers import Tokenizer
         except ImportError:
@@ -98,14 +132,22 @@ class OnnxEngine:
                 if has_vnni():
                     options["session.x64quantprecision"] = "0"  # the graph asks for it, at twice the time
                 config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
-            self._model = self._runtime.Model(config)
+            loaded = self._runtime.Model(config)
+            self._weights = Mapped(model.path, model.stamps)
+            self._model = loaded
         except BadModelDir:
             raise
         except Exception as error:  # both libraries raise bare Exceptions
             raise BadModelDir(
                 f"{model.path} cannot be loaded ({error}). Export the model again with this release's versions."
             ) from error
-        self._caches = self._new_caches()
+
+    def _reload(self) -> None:
+        self._model, self._caches = None, self._new_caches()
+        model = open_model(self._path)
+        if model.manifest != self._manifest:
+            raise BadModelDir(f"{self._path} holds another model now. Make a new guard of it.")
+        self._load(model)
 
     def score(self, questions: Sequence[Question], cancel: threading.Event | None = None) -> list[Scored]:
         """Probabilities of the words' first tokens after each prompt; see `Engine.score`."""
@@ -281,12 +323,15 @@ class OnnxEngine:
             if cancel is not None and cancel.is_set():
                 raise EngineError("The call was cancelled.")
             try:
+                if self._model is None or self._weights.changed:
+                    self._reload()
                 yield
             except EngineError:
                 raise
             except Exception as error:  # the runtime raises RuntimeError, MemoryError and its own
                 self._caches = self._new_caches()
-                raise EngineError(f"The model could not be run: {error}. See `guardreasoner doctor`.") from error
+                told = str(error).rstrip(".")
+                raise EngineError(f"The model could not be run: {told}. See `guardreasoner doctor`.") from error
 
 
 def _odds(logits: np.ndarray[Any, Any]) -> tuple[float, ...]:
@@ -304,6 +349,8 @@ def _encodable(text: str) -> str:
 
 
 def _runtime() -> Any:
+    # said before they are loaded; said later, they have given this machine a number and have a thread that reports
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
         import onnxruntime  # noqa: F401  (its library must be loaded before the next import)
         import onnxruntime_genai

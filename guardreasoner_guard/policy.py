@@ -54,11 +54,6 @@ def reasons(labels: Mapping[Task, str], policy: Policy, steps: tuple[ReasoningSt
     return f"{'Would be blocked' if policy.shadow else 'Blocked'}: {what}.{' ' + why if why else ''}"
 
 
-def shown_reasons(verdict: Verdict) -> str:
-    """`verdict.reasons` for readers who must not see the stopped answer: what it quotes of it is left out."""
-    return verdict.shown_reasons
-
-
 def explanation(verdict: Verdict) -> str:
     """A safe answer in place of the one that was stopped, with the guard's reasons.
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from cachetools import TTLCache
 
 from .exchange import Exchange
+from .forked import renew_in_children
 from .verdict import Usage, Verdict
 
 MOST = 1024
@@ -23,7 +24,13 @@ class Remembered:
     """
 
     def __init__(self, seconds: float) -> None:
-        self._verdicts: TTLCache[bytes, Verdict] = TTLCache(MOST, seconds)
+        self._seconds = seconds
+        self.renew()
+        renew_in_children(self)
+
+    def renew(self) -> None:
+        """Forgets everything."""
+        self._verdicts: TTLCache[bytes, Verdict] = TTLCache(MOST, self._seconds)
         self._lock = threading.Lock()
 
     def find(self, exchange: Exchange, asked: Sequence[str]) -> Verdict | None:

@@ -33,8 +33,7 @@ def inspect(model: str) -> bool:
 
 def _package() -> Iterator[tuple[bool, str]]:
     """The package's own files, against the hashes its wheel was installed with."""
-    recorded = [one for one in metadata.files("guardreasoner-guard") or () if one.hash is not None]
-    code = [one for one in recorded if one.suffix in (".py", ".json", ".onnx", ".data")]
+    code = [one for one in metadata.files("guardreasoner-guard") or () if one.hash is not None]
     if not any("guardreasoner_guard/" in str(one) for one in code):
         yield True, "code: installed from a checkout (editable), which has no hashes to be held to"
         return
@@ -57,7 +56,8 @@ def _model(model: str) -> Iterator[tuple[bool, str]]:
     yield True, f"model: {len(opened.manifest.files)} files, {size / 1e6:.0f} MB, as the manifest says; none loads code"
     if others := strangers(opened.path):
         yield False, f"model: {opened.path} also holds {', '.join(others)}, which is never loaded. Remove it."
-    loose = [path.name for path in (opened.path, *opened.path.iterdir()) if path.stat().st_mode & stat.S_IWOTH]
+    held = [opened.path, *(path for path in opened.path.iterdir() if not path.is_symlink())]
+    loose = [path.name for path in held if path.stat().st_mode & stat.S_IWOTH]
     if loose:
         yield False, f"model: every user of this machine may change {', '.join(loose)}. Run chmod -R o-w {opened.path}"
     else:

@@ -22,15 +22,17 @@ _MARKER = re.compile(
     re.IGNORECASE,
 )
 _LINE_BREAK = re.compile("\r\n|[\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029]")
-_UNREADABLE = re.compile("[\x00\ud800-\udfff]")
+_UNREADABLE = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f\ud800-\udfff\U00040000-\U000dffff]")
+"""Characters that tokenisers cut at or refuse, or do not know: some put a control token for those."""
 
 
 def neutralise(untrusted: str) -> str:
     """Takes from a text the power to speak as the template.
 
     Lines that look like a marker (`AI assistant:`, `Answers:`, `# Task 1`, ...) are quoted with `> `,
-    special tokens of any chat format are broken up, odd line breaks become newlines, and NUL and
-    lone surrogates, which tokenisers cut at or refuse, become U+FFFD. Nothing else changes.
+    special tokens of any chat format are broken up, odd line breaks become newlines, and control
+    characters, lone surrogates and what Unicode leaves unassigned above U+40000, which tokenisers cut
+    at, refuse or take for the end of a text, become U+FFFD. Nothing else changes.
 
     Args:
         untrusted: Any text a user or a model wrote.

@@ -58,3 +58,4 @@ async def awatched(judge: Callable[[Tell], Awaitable[Verdict]]) -> AsyncGenerato
         yield await task
     finally:
         task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from langchain_core.messages import BaseMessage, BaseMessageChunk
 
 from .course import OUTPUT_TASKS, Check, asked, instead, with_note
-from .exchange import Exchange, messages_in, read_answer, read_exchange, texts_of
+from .errors import BadInput
+from .exchange import Exchange, copied, messages_in, read_answer, read_exchange, texts_of
 from .guard import GuardReasonerGuard
 from .verdict import Task, Verdict
 
@@ -71,21 +73,21 @@ def stream_course(
     policy = guard.policy
     check = Check(exchange, ("request",))
     if beside:
-        verdict, chunk = yield Open(value, check)
+        verdict, chunk = yield Open(copied(value), check)
     else:
         verdict = yield check
     if verdict.blocked:
         yield Emit([instead(policy, verdict, None, value, message_out)])
         return
     if not beside:
-        yield Open(value)
+        yield Open(copied(value))
         chunk = yield Next()
     revisions = policy.max_revisions if policy.on_violation == "revise" else 0
     while True:
         withheld = Withheld(guard, exchange, "answer" if revisions else hold, messages_in(value))
         while True:
             if chunk is END or withheld.add(chunk):
-                verdict = yield from _verdict(guard, withheld.answered(), withheld.tasks)
+                verdict = yield from verdict_so_far(guard, withheld)
                 if verdict is not None and verdict.blocked:
                     break
                 yield Emit(withheld.cleared(chunk is END))
@@ -96,17 +98,27 @@ def stream_course(
             yield Emit([instead(policy, verdict, withheld.whole, value, message_out)])
             return
         revisions -= 1
-        yield Open(with_note(value, verdict))
+        yield Open(copied(with_note(value, verdict)))
         chunk = yield Next()
 
 
-def _verdict(
-    guard: GuardReasonerGuard, answered: Exchange | None, tasks: tuple[Task, ...]
-) -> Generator[Check, Verdict, Verdict | None]:
-    """The verdict on what the stream has said so far; None where it has said nothing.
+def known_hold(hold: Any) -> Hold:
+    """How much is to be held back, if it is a way that is known.
+
+    Raises:
+        BadInput: It is none.
+    """
+    if hold in ("sentence", "answer") or (isinstance(hold, int) and hold >= 2):
+        return hold  # type: ignore[no-any-return]
+    raise BadInput(f"hold is {hold!r}. Pass tokens (at least 2), 'sentence' or 'answer'.")
+
+
+def verdict_so_far(guard: GuardReasonerGuard, withheld: Withheld) -> Generator[Check, Verdict, Verdict | None]:
+    """The verdict on what a stream has said so far; None where it has said nothing.
 
     Where the score decides, reasons are written for a block alone: nobody sees those of what passes.
     """
+    answered, tasks = withheld.answered(), withheld.tasks
     if answered is None:
         return None
     if guard.judge.manifest.decides == "reasoning":
@@ -173,8 +185,12 @@ class Withheld:
         size = _LONGEST_SENTENCE if self._hold == "sentence" else max(1, int(self._hold) // 2)
         if self._hold == "sentence" and _SENTENCE_END.search(self._new):
             return True
-        # a token has a character at least
-        return len(self._new) > size and len(self._guard.judge.engine.split(self._new, size, 0)) > 1
+        if len(self._new) <= size:  # a token has a character at least
+            return False
+        try:
+            return len(self._guard.judge.engine.split(self._new, size, 0)) > 1
+        except Exception:  # the check fails too, as the guard's settings say
+            return True
 
     def answered(self) -> Exchange | None:
         """The exchange to be judged now; None where the chunks hold no text."""
@@ -192,7 +208,8 @@ class Withheld:
         free = len(self._chunks) if ended else self._seen
         chunks, self._chunks = self._chunks[:free], self._chunks[free:]
         self._seen = len(self._chunks)
-        self._begin += self._guard.judge.last_window(self._judged[self._begin :])
+        with suppress(Exception):  # else it is judged again with what follows
+            self._begin += self._guard.judge.last_window(self._judged[self._begin :])
         return chunks
 
     def _text(self) -> str:

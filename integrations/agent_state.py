@@ -12,7 +12,8 @@ from langchain_core.messages import AIMessage, BaseMessage
 
 from guardreasoner_guard.verdict import Verdict
 
-from .agent_talk import Settled, marks, shown, withheld
+from .agent_talk import Settled, marks, withheld
+from .held_back import shown
 
 
 def _united(old: Sequence[str], new: Sequence[str]) -> list[str]:

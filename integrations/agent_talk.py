@@ -197,14 +197,6 @@ def about(verdict: Verdict) -> dict[str, Any]:
     return {"guard": verdict.model_dump(mode="json", include=fields)}
 
 
-def shown(verdict: Verdict) -> Verdict:
-    """A verdict that may be kept beside a talk: a stopped answer is quoted nowhere in it."""
-    if verdict.response is None:
-        return verdict
-    steps = [step.model_copy(update={"text": without_quotes(step.text)}) for step in verdict.reasoning]
-    return verdict.model_copy(update={"reasons": verdict.shown_reasons, "reasoning": tuple(steps)})
-
-
 def _groups(messages: Iterable[BaseMessage]) -> Iterator[tuple[BaseMessage, ...]]:
     """Each message with those it is read with, itself the last; a turn ends where an answer calls no tool."""
     turn: tuple[BaseMessage, ...] = ()

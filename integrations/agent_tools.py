@@ -10,12 +10,13 @@ from typing import Any
 from langchain.agents.middleware.types import ToolCallRequest
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langchain_core.tools import BaseTool
+from langgraph.errors import GraphBubbleUp
 from langgraph.types import Command
 
 from guardreasoner_guard.course import Check
 from guardreasoner_guard.decorator import describe_call
-from guardreasoner_guard.errors import BadInput
-from guardreasoner_guard.exchange import Exchange, texts_of
+from guardreasoner_guard.errors import BadInput, GuardError
+from guardreasoner_guard.exchange import Exchange, texts_of, texts_of_result
 from guardreasoner_guard.guard import GuardReasonerGuard
 from guardreasoner_guard.verdict import Verdict, without_quotes
 
@@ -116,21 +117,36 @@ class HeldResult:
 
         def read(result: Any) -> tuple[list[Check], ToolMessage | None]:
             self.judged = True
+            if isinstance(result, (GuardError, GraphBubbleUp)):  # ours, or a pause of the graph
+                return [], None
             return self.checks(result[0] if pair and isinstance(result, tuple) and len(result) == 2 else result)
+
+        def given(result: Any, stop: ToolMessage | None) -> Any:
+            if stop is not None:
+                return (stop, None) if pair else stop
+            if isinstance(result, Exception):
+                raise result
+            return result
 
         @functools.wraps(tool._run)
         def run(*args: Any, **kwargs: Any) -> Any:
-            result = tool._run(*args, **kwargs)
+            try:
+                result = tool._run(*args, **kwargs)
+            except Exception as error:
+                result = error
             checks, stop = read(result)
             stop = stop or self.instead(verdicts(self._guard, checks))
-            return result if stop is None else (stop, None) if pair else stop
+            return given(result, stop)
 
         @functools.wraps(tool._arun)
         async def arun(*args: Any, **kwargs: Any) -> Any:
-            result = await tool._arun(*args, **kwargs)
+            try:
+                result = await tool._arun(*args, **kwargs)
+            except Exception as error:
+                result = error
             checks, stop = read(result)
             stop = stop or self.instead(await averdicts(self._guard, checks))
-            return result if stop is None else (stop, None) if pair else stop
+            return given(result, stop)
 
         copy = tool.model_copy()
         # an instance's own attribute stands before its class's method; pydantic would refuse it
@@ -180,9 +196,10 @@ def _messages(result: Any) -> list[BaseMessage]:
 
 
 def _texts(result: Any) -> list[str]:
-    if isinstance(result, list):
-        return [text for item in result for text in _texts(item)]
-    return list(texts_of(result.update if isinstance(result, Command) else result))
+    if isinstance(result, Exception):  # what it says, and what it was raised from
+        causes = [] if (cause := result.__cause__ or result.__context__) is None else _texts(cause)
+        return [*texts_of(list(result.args)), str(result), *causes]
+    return list(texts_of_result(result.update if isinstance(result, Command) else result))
 
 
 def _error(call: Mapping[str, Any], said: str, verdict: Verdict | None = None) -> ToolMessage:

@@ -12,6 +12,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,7 +63,7 @@ class AuditLog:
             raise BadInput(f"texts is {texts!r}. Choose from {', '.join(get_args(Texts))}.")
         if not days > 0:
             raise BadInput(f"days is {days!r}. Name how long rows are kept, above 0.")
-        self.path = Path(path)
+        self.path = Path(path).absolute()
         self.days = days
         self.texts: Texts = texts
         self._lock = threading.Lock()
@@ -133,7 +134,7 @@ class AuditLog:
         self._expired = time.time()
         count = self._run("DELETE FROM verdicts WHERE at < ?", self._oldest).rowcount
         if count:
-            self._rows("PRAGMA wal_checkpoint(TRUNCATE)")  # else the journal beside the file would keep them
+            self._run("PRAGMA wal_checkpoint(TRUNCATE)").close()  # else the journal beside the file would keep them
         return count
 
     # -- reading ------------------------------------------------------------------------------
@@ -247,8 +248,9 @@ class AuditLog:
             return self._mine.execute(query, values)
 
     def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        with self._lock:
-            return self._mine.execute(query, values).fetchall()
+        # on a connection of its own: a search of all rows must not keep checks from being written
+        with closing(sqlite3.connect(f"{self.path.as_uri()}?mode=rw", uri=True)) as connection:
+            return connection.execute(query, values).fetchall()
 
     @property
     def _mine(self) -> sqlite3.Connection:

@@ -78,13 +78,17 @@ class Journal:
     def add(self, lines: Iterable[str]) -> int:
         """Keeps verdicts; those of rows that have one already are left out. Returns how many were new."""
         with self._lock, self.path.open("ab") as file:
-            before = len(self)
+            file.truncate(self._end)  # what a full disk has cut off
+            new: dict[int, tuple[dict[str, Any], bytes]] = {}
             for line in lines:
-                record, data = json.loads(line), f"{line}\n".encode()
+                record = json.loads(line)
                 if record["row"] not in self:
-                    file.write(data)
-                    self._enter(record, data)
-            return len(self) - before
+                    new[record["row"]] = record, f"{line}\n".encode()
+            file.writelines(data for _, data in new.values())
+            file.flush()
+            for record, data in new.values():
+                self._enter(record, data)
+            return len(new)
 
     def _enter(self, record: Mapping[str, Any], line: bytes) -> None:
         self._places[record["row"]] = self._end

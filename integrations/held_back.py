@@ -11,26 +11,15 @@ from typing import Any, TypeVar
 
 from langchain_core.messages import AIMessageChunk
 
-from guardreasoner_guard.errors import BadInput, Blocked
+from guardreasoner_guard.errors import Blocked
 from guardreasoner_guard.exchange import Exchange, texts_of
 from guardreasoner_guard.guard import GuardReasonerGuard
 from guardreasoner_guard.policy import Policy, explanation
 from guardreasoner_guard.verdict import Verdict, without_quotes
-from guardreasoner_guard.withheld import Hold, Withheld, _verdict
+from guardreasoner_guard.withheld import Hold, Withheld, verdict_so_far
 
 Chunk = TypeVar("Chunk")
 _NO_WORDS = frozenset({"id", "call_id", "type", "role", "status", "index", "format", "data", "url", "signature"})
-
-
-def known_hold(hold: Any) -> Hold:
-    """The hold, if it is one.
-
-    Raises:
-        BadInput: It is none.
-    """
-    if hold in ("sentence", "answer") or (isinstance(hold, int) and hold >= 2):
-        return hold  # type: ignore[no-any-return]
-    raise BadInput(f"hold is {hold!r}. Pass tokens (at least 2), 'sentence' or 'answer'.")
 
 
 async def held_back(
@@ -70,12 +59,12 @@ async def held_back(
 
 
 async def _clear(guard: GuardReasonerGuard, withheld: Withheld) -> None:
-    steps = _verdict(guard, withheld.answered(), withheld.tasks)
+    steps = verdict_so_far(guard, withheld)
     verdict: Verdict | None = None
     try:
         step = next(steps)
         while True:
-            verdict = (await guard._averdicts([step.exchange], step.tasks, step.reasoning))[0]
+            verdict = (await guard.averdicts([step.exchange], step.tasks, step.reasoning))[0]
             step = steps.send(verdict)
     except StopIteration as done:
         verdict = done.value

@@ -23,9 +23,10 @@ from langchain_core.runnables.config import merge_configs
 from pydantic import ConfigDict, Field
 
 from guardreasoner_guard.course import Check
+from guardreasoner_guard.unseen import untraced
 from guardreasoner_guard.withheld import END, Next
 
-from .holding import Holding, Open, answer_course, averdicts, untraced, verdicts, whole_message
+from .holding import Holding, Open, answer_course, averdicts, verdicts, whole_message
 
 _CARRIED = ("disable_streaming", "profile", "metadata", "tags", "name", "callbacks", "verbose")
 

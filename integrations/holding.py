@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from contextlib import AbstractContextManager
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -17,14 +16,13 @@ from typing import Any, TypeVar
 from langchain_core.callbacks import Callbacks
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, message_chunk_to_message
 from langchain_core.runnables.config import RunnableConfig, var_child_runnable_config
-from langchain_core.tracers.context import _configure_hooks, tracing_v2_callback_var
-from langsmith.run_helpers import tracing_context
 
 from guardreasoner_guard.course import Check, by_tasks, with_note
 from guardreasoner_guard.errors import BadInput
 from guardreasoner_guard.exchange import Exchange
 from guardreasoner_guard.guard import GuardReasonerGuard
 from guardreasoner_guard.guarded import _without_streams
+from guardreasoner_guard.unseen import hush, untraced
 from guardreasoner_guard.verdict import Verdict
 from guardreasoner_guard.withheld import END, Emit, Hold, Next, Withheld, joined
 
@@ -246,7 +244,7 @@ def verdicts(guard: GuardReasonerGuard, checks: Sequence[Check]) -> list[Verdict
     """The verdicts of checks, in order; those that ask the same are judged together."""
     found: dict[int, Verdict] = {}
     for tasks, group in by_tasks(dict(enumerate(checks))).items():
-        judged = guard._verdicts([check.exchange for _, check in group], tasks, group[0][1].reasoning)
+        judged = guard.verdicts([check.exchange for _, check in group], tasks, group[0][1].reasoning)
         found |= {place: verdict for (place, _), verdict in zip(group, judged, strict=True)}
     return [found[place] for place in range(len(checks))]
 
@@ -255,14 +253,9 @@ async def averdicts(guard: GuardReasonerGuard, checks: Sequence[Check]) -> list[
     """`verdicts` without blocking the event loop."""
     found: dict[int, Verdict] = {}
     for tasks, group in by_tasks(dict(enumerate(checks))).items():
-        judged = await guard._averdicts([check.exchange for _, check in group], tasks, group[0][1].reasoning)
+        judged = await guard.averdicts([check.exchange for _, check in group], tasks, group[0][1].reasoning)
         found |= {place: verdict for (place, _), verdict in zip(group, judged, strict=True)}
     return [found[place] for place in range(len(checks))]
-
-
-def untraced() -> AbstractContextManager[None]:
-    """No run of LangSmith, which would make a tracer of its own where there is none."""
-    return tracing_context(enabled=False)
 
 
 def _hush(closed: bool) -> None:
@@ -270,7 +263,4 @@ def _hush(closed: bool) -> None:
     config: RunnableConfig = var_child_runnable_config.get() or {}
     settings = {k: v for k, v in config.get("configurable", {}).items() if not k.startswith("__pregel_stream")}
     quiet: RunnableConfig = {**config, "configurable": settings, "callbacks": []}
-    var_child_runnable_config.set(_without_streams(quiet) if closed else quiet)
-    tracing_v2_callback_var.set(None)
-    for variable, *_ in _configure_hooks:  # get_usage_metadata_callback, collect_runs and their like
-        variable.set(None)
+    hush(_without_streams(quiet) if closed else quiet)

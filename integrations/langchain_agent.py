@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from guardreasoner_guard.errors import BadInput, MissingExtra
+from guardreasoner_guard.errors import MissingExtra
 from guardreasoner_guard.guard import GuardReasonerGuard
-from guardreasoner_guard.withheld import Hold
+from guardreasoner_guard.withheld import Hold, known_hold
 
 try:
     from langchain.agents.middleware.types import AgentMiddleware, ModelRequest, ToolCallRequest, hook_config
@@ -59,13 +59,17 @@ class GuardReasonerMiddleware(AgentMiddleware[GuardState, Any, Any]):
         judge_prompt: bool = False,
     ) -> None:
         super().__init__()
-        if not (hold in ("sentence", "answer") or (isinstance(hold, int) and hold >= 2)):
-            raise BadInput(f"hold is {hold!r}. Pass tokens (at least 2), 'sentence' or 'answer'.")
         self.guard = guard
         notes = Notes(self.name)
         self._calls = ToolCalls(guard, notes, ask_human)
         self._model = ModelCourses(
-            guard, notes, self._calls, beside=beside, hold=hold, ask_human=ask_human, judge_prompt=judge_prompt
+            guard,
+            notes,
+            self._calls,
+            beside=beside,
+            hold=known_hold(hold),
+            ask_human=ask_human,
+            judge_prompt=judge_prompt,
         )
 
     def before_agent(self, state: GuardState, runtime: Any) -> Any:

@@ -18,13 +18,14 @@ from guardreasoner_guard.errors import BadInput, Blocked, MissingExtra
 from guardreasoner_guard.exchange import read_exchange, texts_of
 from guardreasoner_guard.guard import GuardReasonerGuard
 from guardreasoner_guard.policy import explanation
-from guardreasoner_guard.verdict import Verdict
+from guardreasoner_guard.verdict import TASKS, Verdict
 
 from .langgraph_state import (
     Judged,
     add_verdicts,
     changed,
     is_talk,
+    own,
     record,
     stopped,
     value_at,
@@ -35,7 +36,6 @@ from .langgraph_tools import guarded_tool_node
 from .langgraph_withheld import Steps, Withheld, words_in
 
 try:
-    from langgraph.errors import GraphBubbleUp
     from langgraph.graph import END
     from langgraph.pregel import NodeBuilder, Pregel
     from langgraph.types import Command
@@ -53,7 +53,7 @@ def guard_node(
     request: str | Sequence[str] = "messages",
     response: str | None = None,
 ) -> Runnable[Any, Any]:
-    """A node that checks the state: its last answer, or where there is none yet, what is asked.
+    """A node that checks the state: what is asked, and its last answer where there is one.
 
     Blocked, the policy decides: `raise`; `explain`, which puts the explanation in place of the answer, removes what
     was asked and goes on to `otherwise`; or a function of the verdict, whose result is the answer, or the update.
@@ -182,18 +182,19 @@ class _CheckNode(_GraphNode):
         otherwise: str,
     ) -> None:
         super().__init__(guard, request, response)
+        self.name = "guard"
         self.then = then
         self.otherwise = otherwise
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         steps = self._course(input, ensure_config(config))
         check = next(steps)
-        return _returned(steps, self.guard._verdicts([check.exchange], check.tasks)[0])
+        return _returned(steps, self.guard.verdicts([check.exchange], check.tasks)[0])
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         steps = self._course(input, ensure_config(config))
         check = next(steps)
-        return _returned(steps, (await self.guard._averdicts([check.exchange], check.tasks))[0])
+        return _returned(steps, (await self.guard.averdicts([check.exchange], check.tasks))[0])
 
     def _course(self, state: Any, config: RunnableConfig) -> Generator[Check, Verdict, Any]:
         asks = self.read(state)
@@ -201,10 +202,12 @@ class _CheckNode(_GraphNode):
         if self.response:
             answer = "\n".join(texts_of(value_at(state, self.response)))
             exchange = exchange.model_copy(update={"response": answer if answer.strip() else None})
-        answered = exchange.response is not None
-        verdict = yield Check(self.guard.read(exchange), OUTPUT_TASKS if answered else ("request",))
+        # with an answer too: whoever may write the input could end it in one of his own
+        verdict = yield Check(self.guard.read(exchange), TASKS)
         update, goto = None, self.then
         if verdict.blocked:
+            asked_harm = self.guard.policy.blocks({"request": verdict.request})
+            answered = exchange.response is not None and not asked_harm
             id = asks.messages[-1].id if answered and asks.talk else None
             update, goto = self.instead(verdict, asks, answered=answered, id=id), self.otherwise
         stays = isinstance(update, Command) or goto is None
@@ -218,6 +221,7 @@ class _GuardedNode(_GraphNode):
     ) -> None:
         super().__init__(guard, request, response)
         self.node = NodeBuilder().do(node).build().bound
+        self.name = self.node.get_name()  # by which `add_node` calls it, as it would the node itself
         self.traced = traced
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
@@ -239,7 +243,7 @@ class _GuardedNode(_GraphNode):
         revisions = policy.max_revisions if policy.on_violation == "revise" else 0
         given = state
         while True:
-            output = yield Call(given)
+            output = yield Call(own(given))
             text = "\n".join([*words_in(output, state), *withheld.words()])
             if text.strip():
                 answered = self.guard.read(exchange.model_copy(update={"response": text}))
@@ -247,7 +251,7 @@ class _GuardedNode(_GraphNode):
                 records.append(record(verdict, withheld.config))
             if not verdict.blocked:
                 withheld.release()
-                if isinstance(output, GraphBubbleUp):
+                if isinstance(output, Exception):
                     raise output
                 return with_verdicts(output, records, state)
             if verdict.outcome != "verdict" or not revisions:

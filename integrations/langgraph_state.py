@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from pydantic import BaseModel
 from typing_extensions import TypedDict
 
 from guardreasoner_guard.errors import Blocked, MissingExtra
-from guardreasoner_guard.policy import shown_reasons
+from guardreasoner_guard.exchange import copied
 from guardreasoner_guard.verdict import Verdict
 
 from .wordless import wordless
@@ -52,7 +53,7 @@ def record(verdict: Verdict, config: RunnableConfig) -> dict[str, Any]:
 
 def stopped(verdict: Verdict) -> Blocked:
     """The error of a blocked answer; it quotes nothing, since a graph streams, traces and keeps its errors."""
-    return Blocked(verdict.model_copy(update={"reasons": shown_reasons(verdict), "reasoning": ()}))
+    return Blocked(verdict.model_copy(update={"reasons": verdict.shown_reasons, "reasoning": ()}))
 
 
 def with_verdicts(update: Any, records: list[dict[str, Any]], state: Any) -> Any:
@@ -77,6 +78,20 @@ def changed(state: Any, values: Mapping[str, Any]) -> Any:
     if isinstance(state, BaseModel):
         return state.model_copy(update=dict(values))
     return dataclasses.replace(state, **values)
+
+
+def own(state: Any) -> Any:
+    """A copy of a state that a node may write into, as many do before they return it; see `copied`."""
+    if isinstance(state, BaseModel):
+        names = list(type(state).model_fields)
+    elif dataclasses.is_dataclass(state):
+        names = [field.name for field in dataclasses.fields(state)]
+    else:
+        return copied(state)
+    state = copy.copy(state)
+    for name in names:
+        object.__setattr__(state, name, copied(getattr(state, name)))  # it may be frozen
+    return state
 
 
 def is_talk(value: Any) -> bool:

@@ -14,14 +14,12 @@ from guardreasoner_guard.decorator import describe_call
 from guardreasoner_guard.errors import MissingExtra
 from guardreasoner_guard.exchange import Exchange
 from guardreasoner_guard.guard import GuardReasonerGuard
-from guardreasoner_guard.policy import shown_reasons
 from guardreasoner_guard.verdict import Verdict
 
 from .langgraph_state import is_talk, record, stopped, value_at, with_verdicts
 from .langgraph_withheld import Steps, Withheld, words_in
 
 try:
-    from langgraph.errors import GraphBubbleUp
     from langgraph.prebuilt import ToolNode
     from langgraph.prebuilt.tool_node import ToolCallRequest
     from langgraph.types import Command
@@ -74,7 +72,7 @@ class _GuardedToolNode(ToolNode):
     def _step(self, input: Any, withheld: Withheld) -> Steps:
         """Results are checked call by call; here it is what tools wrote to the stream, or paused the graph with."""
         output = yield Call(input)
-        leaving = isinstance(output, GraphBubbleUp)
+        leaving = isinstance(output, Exception)
         text = "\n".join([*withheld.words(), *(words_in(output) if leaving else ())])
         if text.strip():
             asked = "\n\n".join(describe_call(call["name"], call["args"]) for call in self._calls(input))
@@ -100,22 +98,22 @@ class _GuardedToolNode(ToolNode):
 
     def _checked(self, request: ToolCallRequest, execute: Callable[[ToolCallRequest], Answer]) -> Any:
         asked = self._asked(request)
-        verdict = self.guard._verdicts([asked], ("request",))[0]
+        verdict = self.guard.verdicts([asked], ("request",))[0]
         if verdict.blocked:
             return self._instead(verdict, request)
         result = execute(request)
         if (exchange := self._answered(asked, result)) is not None:
-            verdict = self.guard._verdicts([exchange], ("response",))[0]
+            verdict = self.guard.verdicts([exchange], ("response",))[0]
         return self._instead(verdict, request) if verdict.blocked else self._kept(verdict, request, result)
 
     async def _achecked(self, request: ToolCallRequest, execute: Callable[[ToolCallRequest], Awaitable[Answer]]) -> Any:
         asked = self._asked(request)
-        verdict = (await self.guard._averdicts([asked], ("request",)))[0]
+        verdict = (await self.guard.averdicts([asked], ("request",)))[0]
         if verdict.blocked:
             return self._instead(verdict, request)
         result = await execute(request)
         if (exchange := self._answered(asked, result)) is not None:
-            verdict = (await self.guard._averdicts([exchange], ("response",)))[0]
+            verdict = (await self.guard.averdicts([exchange], ("response",)))[0]
         return self._instead(verdict, request) if verdict.blocked else self._kept(verdict, request, result)
 
     def _asked(self, request: ToolCallRequest) -> Exchange:
@@ -128,7 +126,7 @@ class _GuardedToolNode(ToolNode):
 
     def _instead(self, verdict: Verdict, request: ToolCallRequest) -> Any:
         action = self.guard.policy.on_violation
-        said = action(verdict) if callable(action) else shown_reasons(verdict)
+        said = action(verdict) if callable(action) else verdict.shown_reasons
         if not isinstance(said, (ToolMessage, Command)):
             call = request.tool_call
             said = ToolMessage(str(said), name=call["name"], tool_call_id=call["id"], status="error")

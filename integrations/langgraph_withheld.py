@@ -8,18 +8,16 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Any
 
-from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import var_child_runnable_config
-from langchain_core.tracers._streaming import _StreamingCallbackHandler, _V2StreamingCallbackHandler
-from langchain_core.tracers.context import _configure_hooks, tracing_v2_callback_var
-from langsmith import tracing_context
+from pydantic import BaseModel
 
 from guardreasoner_guard.course import Call, Check
-from guardreasoner_guard.errors import BadInput, MissingExtra
+from guardreasoner_guard.errors import BadInput, GuardError, MissingExtra
 from guardreasoner_guard.exchange import text_of, texts_of
 from guardreasoner_guard.guard import GuardReasonerGuard
+from guardreasoner_guard.unseen import hush, untraced, without_streams
 
 from .langgraph_state import VERDICTS, value_at
 
@@ -32,9 +30,7 @@ except ImportError as error:
 
 Steps = Generator[Check | Call, Any, Any]
 """The course of one guarded step: asks for checks and for the step itself, returns the update that may leave.
-A step that pauses the graph or leaves it hands in what it raised as its output."""
-
-_STREAMING: tuple[type, ...] = (_StreamingCallbackHandler, _V2StreamingCallbackHandler)
+A step that raises, be it to pause the graph or to leave it, hands in what it raised as its output."""
 
 
 class Withheld:
@@ -69,7 +65,7 @@ class Withheld:
                 settings[key] = _refuse_task
             elif not key.startswith("__pregel_stream"):
                 settings[key] = value
-        callbacks = _without_streams(config.get("callbacks")) if traced else []
+        callbacks = without_streams(config.get("callbacks")) if traced else []
         self.config: RunnableConfig = {**config, "configurable": settings, "callbacks": callbacks}
 
     def _write(self, chunk: Any) -> None:
@@ -87,7 +83,7 @@ class Withheld:
 
     def words(self) -> Iterator[str]:
         """Every text that waits."""
-        yield from words_in([*self._chunks, *(value for _, value in self._pushed)])
+        yield from texts_of([*self._chunks, *(value for _, value in self._pushed)])
 
     def release(self) -> None:
         """Lets go what waits."""
@@ -118,12 +114,14 @@ class Withheld:
             except StopIteration as done:
                 return done.value
             if isinstance(asked, Check):
-                result = guard._verdicts([asked.exchange], asked.tasks)[0]
+                result = guard.verdicts([asked.exchange], asked.tasks)[0]
                 continue
             try:
                 result = copy_context().run(unseen, asked.value)
-            except GraphBubbleUp as leaving:
-                result = leaving
+            except GuardError:  # it quotes nothing that was stopped
+                raise
+            except Exception as error:
+                result = error
 
     async def acarry_out(self, guard: GuardReasonerGuard, steps: Steps, step: Callable[..., Awaitable[Any]]) -> Any:
         """`carry_out` without blocking the event loop."""
@@ -139,25 +137,25 @@ class Withheld:
             except StopIteration as done:
                 return done.value
             if isinstance(asked, Check):
-                result = (await guard._averdicts([asked.exchange], asked.tasks))[0]
+                result = (await guard.averdicts([asked.exchange], asked.tasks))[0]
                 continue
             try:
                 result = await asyncio.create_task(unseen(asked.value))  # a task has a context of its own
-            except GraphBubbleUp as leaving:
-                result = leaving
+            except GuardError:  # it quotes nothing that was stopped
+                raise
+            except Exception as error:
+                result = error
 
     @contextmanager
     def _hidden(self) -> Iterator[None]:
         """Needs a context of its own; frameworks read the ambient config beside the one that they are given."""
         self._chunks, self._pushed = [], []
-        var_child_runnable_config.set(self.config)
         if self._traced:
+            var_child_runnable_config.set(self.config)
             yield
             return
-        tracing_v2_callback_var.set(None)
-        for variable, *_ in _configure_hooks:  # collect_runs, get_usage_metadata_callback and their like
-            variable.set(None)
-        with tracing_context(enabled=False):
+        hush(self.config)
+        with untraced():
             yield
 
 
@@ -165,24 +163,28 @@ def words_in(output: Any, state: Any = None) -> Iterator[str]:
     """Every text in what a step hands to its graph: updates, commands, interrupts; not what the state held before.
 
     Args:
-        output: An update, a Command, a list of them, or what was raised to pause the graph or to leave it.
+        output: An update, a Command, a list of them, or what was raised.
         state: What the state held.
     """
     if isinstance(output, BaseMessage):
         yield text_of(output)
     elif isinstance(output, Command):
         goto = output.goto if isinstance(output.goto, Sequence) and not isinstance(output.goto, str) else [output.goto]
-        yield from words_in(output.update, state)
-        yield from words_in([output.resume, *(one.arg for one in goto if isinstance(one, Send))])
+        yield from words_in([output.update, *(one.arg for one in goto if isinstance(one, Send))], state)
+        yield from texts_of(output.resume)
     elif isinstance(output, GraphBubbleUp):
         yield from words_in(list(output.args), state)
-    elif isinstance(output, (Interrupt, Overwrite)):
-        yield from words_in(output.value)
+    elif isinstance(output, Exception):  # errors are streamed, traced and kept, with those they came of
+        yield str(output)
+        yield from words_in(output.__cause__ or output.__context__)
+    elif isinstance(output, Interrupt):
+        yield from texts_of(output.value)
     elif isinstance(output, Mapping):
         for key, value in output.items():
-            old = value_at(state, key)
-            if key != VERDICTS and value is not old and not (isinstance(value, str) and value == old):
-                yield from words_in(_new(value, old))
+            if key != VERDICTS:
+                yield from _new(value, value_at(state, key))
+    elif isinstance(output, BaseModel):  # a state
+        yield from words_in(dict(output), state)
     elif isinstance(output, (list, tuple)):
         for one in output:
             yield from words_in(one, state)
@@ -190,12 +192,17 @@ def words_in(output: Any, state: Any = None) -> Iterator[str]:
         yield from texts_of(output)
 
 
-def _new(value: Any, old: Any) -> Any:
-    """Of messages those that the state did not hold: a subgraph gives back all of them."""
-    if not isinstance(value, list) or not isinstance(old, list):
-        return value
-    known = {(one.id, text_of(one)) for one in old if isinstance(one, BaseMessage) and one.id}
-    return [one for one in value if not (isinstance(one, BaseMessage) and (one.id, text_of(one)) in known)]
+def _new(value: Any, old: Any) -> Iterator[str]:
+    """The texts under a key that the state did not hold there: a subgraph gives back all, and many nodes do."""
+    value = value.value if isinstance(value, Overwrite) else value
+    held = set(texts_of(old))
+    talk = {(one.id, text_of(one)) for one in (old if isinstance(old, list) else ()) if isinstance(one, BaseMessage)}
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, BaseMessage):
+            if one.id is None or (one.id, text_of(one)) not in talk:
+                yield text_of(one)
+        else:
+            yield from (text for text in texts_of(one) if text not in held)
 
 
 def _refuse_task(*_: Any, **__: Any) -> Any:
@@ -203,14 +210,3 @@ def _refuse_task(*_: Any, **__: Any) -> Any:
         "What a task returns is streamed and kept in a checkpoint before its caller can be checked. In a guarded step "
         "call its function instead: task.func(...)."
     )
-
-
-def _without_streams(callbacks: Any) -> Any:
-    """Callbacks without handlers that stream."""
-    if isinstance(callbacks, BaseCallbackManager):
-        callbacks = callbacks.copy()
-        for handler in [*callbacks.handlers, *callbacks.inheritable_handlers]:
-            if isinstance(handler, _STREAMING):
-                callbacks.remove_handler(handler)
-        return callbacks
-    return [one for one in callbacks if not isinstance(one, _STREAMING)] if callbacks else callbacks

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import math
 import time
 from collections.abc import Callable
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 from cachetools import LRUCache
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .problem import Problem
-from .server_settings import ServerSettings
+from .server_settings import ServerSettings, is_loopback
 
 OPEN = frozenset({"/", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"})
 """Paths that ask for no key and have no limits: they show no text that was judged."""
+_BODY_TIME = 60.0
+"""Seconds in which a request's body must have come: whoever is slower holds a place that others wait for."""
 _MOST_CALLERS = 10_000
 """So many are remembered for `rate`; of more, those that have not asked for longest start anew."""
 
@@ -56,6 +61,13 @@ class Limits:
 
     def _admit(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
+        address = str((scope.get("server") or ("",))[0])
+        if not self._keys and is_loopback(address) and _is_made_up(headers.get("host", "")):
+            told = (
+                "Without keys this server is asked as localhost or by an address alone, as a web page's own name may "
+                "point here. Ask it so, or let its operator set --api-keys."
+            )
+            raise Problem(421, told, "unknown_host")
         caller = self._caller(headers) if self._keys else str((scope.get("client") or ("",))[0])
         if headers.get("content-length", "").isdecimal() and int(headers["content-length"]) > self._max_body:
             raise self._too_large
@@ -75,15 +87,23 @@ class Limits:
         return str(known.index(True))
 
     def _measured(self, receive: Receive) -> Receive:
-        """For a body whose length nobody told."""
+        """For a body whose length nobody told, or that does not come."""
         length = 0
+        until: float | None = asyncio.get_running_loop().time() + _BODY_TIME
 
         async def measured() -> Message:
-            nonlocal length
-            message = await receive()
+            nonlocal length, until
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await receive()
+            except TimeoutError:
+                told = f"The request's body did not come within {_BODY_TIME:.0f} s. Send it faster, or in parts."
+                raise Problem(408, told, "request_timeout", headers={"Connection": "close"}) from None
             length += len(message.get("body", b""))
             if length > self._max_body:
                 raise self._too_large
+            if not message.get("more_body"):
+                until = None
             return message
 
         return measured
@@ -124,6 +144,17 @@ class Pace:
             message = f"This server takes {self._rate} requests a minute of one caller. Try again in {wait} s."
             raise Problem(429, message, "rate_limit_exceeded", retry_after=wait)
         self._left[caller] = left - 1, now
+
+
+def _is_made_up(host: str) -> bool:
+    """Whether a Host header holds a name other than localhost, which anyone may have made."""
+    name = None
+    try:
+        name = urlsplit(f"//{host}").hostname
+        ip_address(name or "")
+    except ValueError:
+        return bool(host) and name != "localhost"
+    return False
 
 
 def _digest(key: str) -> bytes:

@@ -18,9 +18,9 @@ from guardreasoner_guard.exchange import Exchange
 from guardreasoner_guard.guard import GuardReasonerGuard
 from guardreasoner_guard.policy import Policy, explanation
 from guardreasoner_guard.verdict import Task, Verdict
-from guardreasoner_guard.withheld import Hold
+from guardreasoner_guard.withheld import Hold, known_hold
 
-from .held_back import held_back, known_hold, replacement, unquoted
+from .held_back import held_back, replacement, unquoted
 from .litellm_texts import read_request, read_response, request_of, said, starting
 
 try:
@@ -63,7 +63,8 @@ class GuardReasonerGuardrail(CustomGuardrail):
             max_characters, remember), and LiteLLM's own.
 
     Raises:
-        BadInput: There is no setting of that name, no such `hold`, or a mode that LiteLLM does not know.
+        BadInput: There is no setting of that name, or it would have no effect; no such `hold`; or a mode that LiteLLM
+            does not know.
     """
 
     def __init__(
@@ -75,6 +76,10 @@ class GuardReasonerGuardrail(CustomGuardrail):
         **params: Any,
     ) -> None:
         settings = {name: params.pop(name) for name in _SETTINGS if name in params}
+        if guard is not None and settings:
+            raise BadInput(
+                f"{min(settings)} is a setting of a guard, and there is one. Set it there, or pass no guard."
+            )
         known = {*LitellmParams.model_fields, *inspect.signature(CustomGuardrail.__init__).parameters}
         if unknown := sorted(set(params) - known):
             raise BadInput(f"There is no setting {unknown[0]!r}. Settings of the guard: {', '.join(_SETTINGS)}, hold.")
@@ -177,7 +182,7 @@ class GuardReasonerGuardrail(CustomGuardrail):
     async def _verdict(self, exchange: Exchange, tasks: Sequence[Task], request_data: dict[str, Any]) -> Verdict:
         start = time.time()
         try:
-            verdict = (await self.guard._averdicts([self.guard.read(exchange)], tasks))[0]
+            verdict = (await self.guard.averdicts([self.guard.read(exchange)], tasks))[0]
         except GuardError as error:
             raise self._failure(error, request_data, start) from error
         self._record(verdict, request_data, start)

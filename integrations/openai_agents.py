@@ -9,12 +9,12 @@ from typing import Any
 from guardreasoner_guard.course import OUTPUT_TASKS
 from guardreasoner_guard.decorator import describe_call
 from guardreasoner_guard.errors import MissingExtra
-from guardreasoner_guard.exchange import Exchange, texts_of
+from guardreasoner_guard.exchange import Exchange, texts_of, texts_of_result
 from guardreasoner_guard.guard import GuardReasonerGuard
 from guardreasoner_guard.verdict import Task, Verdict
-from guardreasoner_guard.withheld import Hold
+from guardreasoner_guard.withheld import Hold, known_hold
 
-from .held_back import known_hold, shown
+from .held_back import shown
 from .openai_items import request_of
 
 try:
@@ -30,8 +30,10 @@ try:
         ToolGuardrailFunctionOutput,
         ToolInputGuardrail,
         ToolInputGuardrailData,
+        ToolOutputFileContent,
         ToolOutputGuardrail,
         ToolOutputGuardrailData,
+        ToolOutputImage,
         TResponseInputItem,
     )
 except ImportError as error:
@@ -104,13 +106,13 @@ class GuardReasonerGuardrails:
         return _rejection(await self._verdict(_called(data), "request"))
 
     async def _judge_result(self, data: ToolOutputGuardrailData) -> ToolGuardrailFunctionOutput:
-        text = "\n".join(texts_of(data.output))
+        text = _returned(data.output)
         if not text.strip():
             return ToolGuardrailFunctionOutput.allow()
         return _rejection(await self._verdict(_called(data).model_copy(update={"response": text}), "response"))
 
     async def _verdict(self, exchange: Exchange, *tasks: Task) -> Verdict:
-        return (await self.guard._averdicts([self.guard.read(exchange)], tasks))[0]
+        return (await self.guard.averdicts([self.guard.read(exchange)], tasks))[0]
 
 
 def _called(data: ToolInputGuardrailData) -> Exchange:
@@ -122,6 +124,14 @@ def _called(data: ToolInputGuardrailData) -> Exchange:
     if not isinstance(arguments, Mapping):
         arguments = {"input": arguments}
     return Exchange(request=describe_call(data.context.tool_name, arguments))
+
+
+def _returned(output: Any) -> str:
+    """The text of a tool's result, without the bytes of images and files."""
+    items = output if isinstance(output, (list, tuple)) else [output]
+    media = (ToolOutputImage, ToolOutputFileContent)
+    said = [item.model_dump() if isinstance(item, media) else item for item in items]
+    return "\n".join(texts_of_result(said))
 
 
 def _tripwire(verdict: Verdict) -> GuardrailFunctionOutput:

@@ -68,7 +68,7 @@ class GuardedModel(Model):
         if not text.strip():
             return response
         answered = self._guard.read(request_of(input).model_copy(update={"response": text}))
-        verdict = (await self._guard._averdicts([answered], OUTPUT_TASKS))[0]
+        verdict = (await self._guard.averdicts([answered], OUTPUT_TASKS))[0]
         if not verdict.blocked:
             return response
         message = self._instead(verdict, output_schema)

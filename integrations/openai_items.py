@@ -17,6 +17,8 @@ from .held_back import words, words_by_path
 JudgedElsewhere = Callable[[str], bool]
 """Whether calls of the tool of this name are judged where the tool runs."""
 
+_SAID = ("text", "refusal", "transcript", "stdout", "stderr")
+"""What holds the words of a content part, or of what a shell gave out."""
 _ROLES: dict[str, type[BaseMessage]] = {
     "user": HumanMessage,
     "assistant": AIMessage,
@@ -106,7 +108,7 @@ def _text(content: Any) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     parts = [content] if isinstance(content, Mapping) else [_fields(part) for part in content]
-    said = [part.get("text") or part.get("refusal") or part.get("transcript") for part in parts]
+    said = ["\n".join(str(part[key]) for key in _SAID if part.get(key)) for part in parts]
     return "\n".join(text or f"[{part.get('type')}]" for text, part in zip(said, parts, strict=True))
 
 

@@ -12,7 +12,7 @@ from contextlib import aclosing
 from importlib import resources
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from guardreasoner_guard.errors import BadInput, GuardError, MissingExtra
 from guardreasoner_guard.guard import GuardReasonerGuard
@@ -22,7 +22,7 @@ from .audit import AuditLog, Review, json_lines
 from .entry import Status, Thumb
 
 try:
-    from fastapi import APIRouter, HTTPException, Path, Query, Response
+    from fastapi import APIRouter, HTTPException, Path, Response
     from fastapi.responses import HTMLResponse, StreamingResponse
 except ImportError as error:
     raise MissingExtra("fastapi", "server") from error
@@ -48,6 +48,19 @@ class Said(BaseModel):
 
     thumb: Thumb | None = None
     labels: dict[Task, str] = {}
+
+
+class Wanted(BaseModel):
+    """Which verdicts the page wants to see; see `AuditLog.recent`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(default=20, ge=1, le=200)
+    before: int | None = Field(default=None, ge=1, le=_MOST)
+    status: Status | None = None
+    found: Task | None = None
+    review: Review | None = None
+    text: str = Field(default="", max_length=1000)
 
 
 def playground_router(
@@ -100,18 +113,10 @@ def playground_router(
             raise HTTPException(409, "No audit log is kept. Start the server with one to review verdicts.")
         return audit
 
-    @data.get("/verdicts")
-    def verdicts(
-        limit: Annotated[int, Query(ge=1, le=200)] = 20,
-        before: Annotated[int | None, Query(ge=1, le=_MOST)] = None,
-        status: Status | None = None,
-        found: Task | None = None,
-        review: Review | None = None,
-        text: str = "",
-    ) -> dict[str, Any]:
-        """Recent verdicts, the last one first, and how many there are."""
-        entries = kept().recent(limit, before=before, status=status, found=found, review=review, text=text)
-        return {"entries": entries, "counts": kept().counts()}
+    @data.post("/verdicts")
+    def verdicts(wanted: Wanted) -> dict[str, Any]:
+        """Recent verdicts, the last one first, and how many there are; not a GET, whose words servers log."""
+        return {"entries": kept().recent(**wanted.model_dump()), "counts": kept().counts()}
 
     @data.post("/verdicts/{id}/review")
     def review(id: Annotated[int, Path(ge=1, le=_MOST)], said: Said) -> dict[str, Any]:

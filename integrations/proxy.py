@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictBool
 
 from guardreasoner_guard.guard import GuardReasonerGuard
 from guardreasoner_guard.guarded import Guarded
-from guardreasoner_guard.policy import explanation, shown_reasons
+from guardreasoner_guard.policy import explanation
 from guardreasoner_guard.verdict import Verdict
 
 from .connection import EventStream, while_connected
@@ -73,16 +73,19 @@ class Said(AIMessageChunk):
         Raises:
             ValueError: It has more than one choice, or not the form of a completion; TypeError and others too.
         """
-        choices = event.get("choices") or []
+        choices = event["choices"] or []
         if len(choices) > 1 or any(choice.get("index") for choice in choices):
             raise ValueError("there is more than one choice")
-        part = {**(choices[0].get("delta") or {}), **(choices[0].get("message") or {})} if choices else {}
+        parts = [choice[name] for choice in choices for name in ("delta", "message") if choice.get(name)]
+        if len(parts) > 1:
+            raise ValueError("it is a whole and a piece at once")
+        # some servers name every field there is, as null
+        part = {key: item for key, item in parts[0].items() if item is not None} if parts else {}
         part.pop("role", None)
-        content, calls = part.pop("content", None), part.pop("tool_calls", None) or []
         said = cls(
-            content=content if content is not None else "",
+            content=part.pop("content", ""),
+            tool_call_chunks=[_call(call) for call in part.pop("tool_calls", [])],
             additional_kwargs=part,
-            tool_call_chunks=[_call(call) for call in calls],
         )
         said._event = event
         return said
@@ -142,15 +145,16 @@ def proxy_router(guard: GuardReasonerGuard, upstream: Upstream | None, settings:
     async def chat(asked: ChatAsked, request: Request) -> Response:
         """Passes a chat on to the upstream, between two checks."""
         body = await request.json()
+        judged = _judged(body["messages"])
         if settings.attachments == "refuse":
             _refuse_attachments(asked.messages)
         talk = Chat(_there(upstream), body, request.headers)
         guarded = guard.wrap(talk, beside=settings.beside, hold=settings.hold)
         if not asked.stream:
-            said = await while_connected(request.receive, guarded.ainvoke(body["messages"]))
+            said = await while_connected(request.receive, guarded.ainvoke(judged))
             event = replacement(said, talk.last) if isinstance(said, Verdict) else said._event
             return Response(json.dumps(event), media_type="application/json")
-        events = _events(guarded, body["messages"], talk)
+        events = _events(guarded, judged, talk)
         # what goes wrong before the first event has a status of its own
         first = await while_connected(request.receive, _next(events))
         return EventStream(_to_the_end(first, events))
@@ -195,7 +199,7 @@ def ending(verdict: Verdict, last: Mapping[str, Any], begun: bool) -> list[dict[
 def told(verdict: Verdict) -> dict[str, Any]:
     """As much of a verdict as may be shown to one who must not see the answer."""
     shown = {"request", "completion", "response", "blocked", "outcome", "scores", "mode", "consistent", "model"}
-    return {**verdict.model_dump(include=shown), "reasons": shown_reasons(verdict)}
+    return {**verdict.model_dump(include=shown), "reasons": verdict.shown_reasons}
 
 
 async def _events(guarded: Guarded, messages: list[Any], talk: Chat) -> AsyncGenerator[str]:
@@ -249,8 +253,18 @@ def _there(upstream: Upstream | None) -> Upstream:
     return upstream
 
 
+def _judged(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages as the guard is to read them.
+
+    LangChain takes one with `lc` for its own serialised form, and would read another text than the upstream does. A
+    message that only calls tools may lack its content.
+    """
+    return [{"content": None, **{key: item for key, item in one.items() if key != "lc"}} for one in messages]
+
+
 def _call(call: dict[str, Any]) -> Any:
-    function = call.get("function") or call.get("custom") or {}
+    other = {key: item for key, item in call.items() if item is not None and key not in ("index", "id", "type")}
+    function = call.get("function") or call.get("custom") or ({"input": other} if other else {})
     args = function.get("arguments", function.get("input"))
     return tool_call_chunk(
         name=function.get("name"), id=call.get("id"), index=call.get("index"),

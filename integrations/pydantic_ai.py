@@ -10,7 +10,7 @@ from guardreasoner_guard.errors import MissingExtra
 from guardreasoner_guard.exchange import Exchange, texts_of
 from guardreasoner_guard.guard import GuardReasonerGuard
 from guardreasoner_guard.verdict import Task, Verdict
-from guardreasoner_guard.withheld import Hold
+from guardreasoner_guard.withheld import Hold, known_hold
 
 try:
     from pydantic_ai import RunContext, ToolDefinition, ToolReturn
@@ -22,8 +22,7 @@ try:
 except ImportError as error:
     raise MissingExtra("pydantic-ai-slim", "pydantic-ai") from error
 
-from .held_back import known_hold
-from .pydantic_ai_model import GuardedModel
+from .pydantic_ai_model import GuardedModel, without_media
 
 
 @dataclass
@@ -72,17 +71,18 @@ class GuardReasonerCapability(AbstractCapability[Any]):
         Raises:
             ToolFailed: One of them blocked; the agent reads the reasons.
         """
+        self._judged.discard(call.tool_call_id)  # some models give one id to several calls
         request = Exchange(request=describe_call(call.tool_name, args))
         await self._clear(call, request, "request")
         result = await handler(args)
         given = [result.return_value, result.content] if isinstance(result, ToolReturn) else result
-        if (text := "\n".join(texts_of(given))).strip():
+        if (text := "\n".join(texts_of(without_media(given)))).strip():
             await self._clear(call, request.model_copy(update={"response": text}), "response")
         self._judged.add(call.tool_call_id)
         return result
 
     async def _clear(self, call: ToolCallPart, exchange: Exchange, task: Task) -> None:
-        verdict: Verdict = (await self.guard._averdicts([self.guard.read(exchange)], (task,)))[0]
+        verdict: Verdict = (await self.guard.averdicts([self.guard.read(exchange)], (task,)))[0]
         if verdict.blocked:
             self._judged.add(call.tool_call_id)
             raise ToolFailed(verdict.shown_reasons)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Container, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Container, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -12,6 +12,7 @@ from langchain_core.messages import AIMessageChunk
 from pydantic_ai import RunContext
 from pydantic_ai.messages import (
     BaseToolCallPart,
+    CachePoint,
     FinalResultEvent,
     ModelMessage,
     ModelResponse,
@@ -20,9 +21,11 @@ from pydantic_ai.messages import (
     PartDeltaEvent,
     PartEndEvent,
     PartStartEvent,
+    TextContent,
     TextPart,
     ToolCallPart,
     ToolCallPartDelta,
+    is_multi_modal_content,
 )
 from pydantic_ai.models import CompletedStreamedResponse, Model, ModelRequestParameters, StreamedResponse
 from pydantic_ai.models.wrapper import WrapperModel
@@ -72,7 +75,7 @@ class GuardedModel(WrapperModel):
         if not text.strip():
             return response
         answered = self.guard.read(_given(messages, turn=True).model_copy(update={"response": text}))
-        verdict = (await self.guard._averdicts([answered], OUTPUT_TASKS))[0]
+        verdict = (await self.guard.averdicts([answered], OUTPUT_TASKS))[0]
         if not verdict.blocked:
             return response
         part = self.instead(verdict, model_request_parameters)
@@ -102,7 +105,7 @@ class GuardedModel(WrapperModel):
         new = _given(messages, turn=False, judged=self._judged)
         if not new.request.strip():
             return None
-        verdict = (await self.guard._averdicts([self.guard.read(new)], ("request",)))[0]
+        verdict = (await self.guard.averdicts([self.guard.read(new)], ("request",)))[0]
         if not verdict.blocked:
             return None
         part = self.instead(verdict, parameters)
@@ -245,18 +248,19 @@ def _given(messages: Sequence[ModelMessage], *, turn: bool, judged: Container[st
 
 
 def _texts(part: Any) -> list[str]:
-    """The texts in a part of a message; what holds no words (an image) stands as its kind."""
-    content = getattr(part, "content", None) or getattr(part, "transcript", None)
-    items = content if isinstance(content, Sequence) and not isinstance(content, str) else [content]
-    return [text for item in items for text in _words_of(item)]
+    """The texts in a part of a message."""
+    return list(texts_of(without_media(getattr(part, "content", None) or getattr(part, "transcript", None))))
 
 
-def _words_of(item: Any) -> Iterable[str]:
-    kind = getattr(item, "kind", None)
-    if not isinstance(kind, str):
-        return texts_of(item)
-    text = getattr(item, "content", None)
-    return [text if isinstance(text, str) else f"[{kind}]"]
+def without_media(content: Any) -> Any:
+    """A content in which what holds no words (an image) stands as its kind."""
+    if is_multi_modal_content(content) or isinstance(content, CachePoint):
+        return f"[{content.kind}]"
+    if isinstance(content, TextContent):
+        return content.content
+    if isinstance(content, (list, tuple)):
+        return [without_media(item) for item in content]
+    return {key: without_media(item) for key, item in content.items()} if isinstance(content, Mapping) else content
 
 
 def _raw(args: Any) -> str:

@@ -101,7 +101,7 @@ class ServerSettings(BaseModel):
 
     @model_validator(mode="after")
     def _lends_no_key(self) -> Self:
-        if self.upstream_key is not None and not self.api_keys and not _is_loopback(self.host):
+        if self.upstream_key is not None and not self.api_keys and not is_loopback(self.host):
             raise ValueError(
                 f"whoever reaches {self.host} could spend the upstream's key. Set api_keys, or listen on 127.0.0.1"
             )
@@ -110,7 +110,7 @@ class ServerSettings(BaseModel):
     @property
     def is_open(self) -> bool:
         """Whether anyone who can reach the machine is let in."""
-        return not self.api_keys and not _is_loopback(self.host)
+        return not self.api_keys and not is_loopback(self.host)
 
     def open_guard(self) -> GuardReasonerGuard:
         """The guard that these settings describe.
@@ -123,7 +123,7 @@ class ServerSettings(BaseModel):
         else:
             from guardreasoner_guard.cli_options import served_guard
 
-            guard = served_guard(self.url, self.model, self.template, self.reasoning)
+            guard = served_guard([self.url], self.model, self.template, self.reasoning)
         policy = Policy(block=self.block, shadow=self.shadow)
         return guard.model_copy(update={"policy": policy, "on_failure": self.on_failure, "timeout": self.timeout})
 
@@ -133,7 +133,8 @@ def observed(guard: GuardReasonerGuard, *observers: Observer) -> GuardReasonerGu
     return guard.model_copy(update={"observers": (*guard.observers, *observers)})
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from this machine alone."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

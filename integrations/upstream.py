@@ -62,7 +62,7 @@ class Upstream:
             Problem: It gives none; all methods raise it.
         """
         async with self._answer("GET", "/v1/models", None, headers) as response:
-            return self._read(await response.aread())
+            return self._read(response, await response.aread())
 
     async def complete(self, body: dict[str, Any], headers: Mapping[str, str]) -> dict[str, Any]:
         """The answer of `POST /v1/chat/completions`.
@@ -72,7 +72,7 @@ class Upstream:
             headers: The caller's.
         """
         async with self._answer("POST", "/v1/chat/completions", body, headers) as response:
-            return self._read(await response.aread())
+            return self._read(response, await response.aread())
 
     async def stream(self, body: dict[str, Any], headers: Mapping[str, str]) -> AsyncGenerator[dict[str, Any]]:
         """The events of a streamed answer; one that ends without saying so is a `Problem`. See `complete`."""
@@ -82,11 +82,9 @@ class Upstream:
                 if data == b"[DONE]":
                     ended = True
                     break
-                event = self._read(data)
-                if event.get("error"):
-                    raise Refused(502, event, response.headers)
-                ended = ended or any(choice.get("finish_reason") for choice in event.get("choices") or [])
-                yield event
+                event = self._read(response, data)
+                yield event  # whose form its reader holds to what it should be
+                ended = ended or any(choice.get("finish_reason") for choice in event["choices"] or [])
         if not ended:
             raise Problem(502, f"The upstream {self._name} broke its answer off. Ask again.", "upstream_error")
 
@@ -94,7 +92,8 @@ class Upstream:
     async def _answer(
         self, method: str, path: str, body: dict[str, Any] | None, headers: Mapping[str, str]
     ) -> AsyncIterator[httpx.Response]:
-        sent = {name: headers[name] for name in _PASSED_ON if self._lends and name in headers}
+        lent = {name: headers[name] for name in _PASSED_ON if self._lends and name in headers}
+        sent = httpx.Headers(lent, encoding="latin-1")  # as Starlette reads them
         if self._key is not None:
             sent["authorization"] = f"Bearer {self._key}"
         if body is not None:
@@ -116,20 +115,22 @@ class Upstream:
             return Problem(502, message, "upstream_error")
         try:
             told = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             told = None
         if status >= 400 and isinstance(told, dict):
             return Refused(status, told, response.headers)
         message = f"The upstream {self._name} answered with status {status} and does not say why. See its log."
         return Problem(status if status >= 400 else 502, message, "upstream_error")
 
-    def _read(self, data: bytes) -> dict[str, Any]:
+    def _read(self, response: httpx.Response, data: bytes) -> dict[str, Any]:
         try:
             read = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             read = None
         if not isinstance(read, dict):
             raise self.strange
+        if read.get("error"):
+            raise Refused(502, read, response.headers)
         return read
 
     @property

@@ -275,6 +275,26 @@ def test_whatever_leaves_the_model_is_judged_and_nothing_of_it_is_kept(output: A
         assert not isinstance(output, dict)
 
 
+def appends(state: Any) -> Any:
+    state["messages"].append(AIMessage(UNSAFE))
+    return state
+
+
+def rewrites(state: Any) -> Any:
+    state["messages"][-1].content = UNSAFE
+    return state
+
+
+@pytest.mark.parametrize("runnable", [appends, rewrites])
+@pytest.mark.parametrize("call", ["invoke", "batch", "stream"])
+def test_what_a_runnable_writes_into_its_input_is_its_output(runnable: Any, call: str) -> None:
+    state: dict[str, Any] = {"messages": [HumanMessage("hi")]}
+    wrapped = explaining().wrap(runnable)
+    found = list(wrapped.stream(state)) if call == "stream" else [wrapped.invoke(state), *wrapped.batch([state])]
+    assert "build" not in str(found) and "I can't help" in str(found)
+    assert [message.content for message in state["messages"]] == ["hi"]
+
+
 def test_a_request_that_is_blocked_is_answered_in_the_runnables_own_form() -> None:
     model = GenericFakeChatModel(messages=iter([AIMessage(SAFE)]))
     assert isinstance(explaining().wrap(model).invoke("a bomb"), AIMessage)

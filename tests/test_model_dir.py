@@ -112,6 +112,7 @@ def configure(directory: Path, edit: Callable[[dict[str, Any]], None]) -> None:
         {"custom_ops_library": "ops.so"},
         {"provider_options": [{"qnn": {"backend_path": "/tmp/libback.so"}}]},
         {"provider_options": [{"x": {"options": ["a", "evil.DLL"]}}]},
+        {"provider_options": [{"x": {"plugins": "/tmp/evil.so.1;/tmp/more.so.2"}}]},
     ],
 )
 def test_a_model_that_tells_the_runtime_to_load_code_is_refused(directory: Path, settings: dict[str, Any]) -> None:
@@ -124,6 +125,18 @@ def test_a_model_that_tells_the_runtime_to_load_code_is_refused(directory: Path,
 def test_a_graph_that_the_manifest_does_not_name_is_refused(directory: Path, name: str) -> None:
     configure(directory, lambda decoder: decoder.update(filename=name))
     with pytest.raises(BadModelDir, match="which the manifest does not"):
+        open_model(directory)
+
+
+def test_settings_of_an_odd_form_are_refused_all_the_same(directory: Path) -> None:
+    configure(directory, lambda decoder: decoder.update(filename=["model.onnx"]))
+    with pytest.raises(BadModelDir, match="which the manifest does not"):
+        open_model(directory)
+    deep: dict[str, Any] = {"custom_ops_library": "ops"}
+    for _ in range(600):
+        deep = {"x": deep}
+    configure(directory, lambda decoder: decoder.update(filename="model.onnx", session_options=deep))
+    with pytest.raises(BadModelDir, match="to load code"):
         open_model(directory)
 
 

@@ -30,6 +30,12 @@ def test_a_changed_model_is_told(directory: Path, capsys: pytest.CaptureFixture[
     assert "model-1.data is damaged or was changed" in capsys.readouterr().out
 
 
+def test_a_link_that_leads_nowhere_is_told(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (directory / "notes.md").symlink_to(directory / "gone.md")
+    assert not inspect(str(directory))
+    assert "also holds notes.md" in capsys.readouterr().out
+
+
 def test_files_that_could_run_and_files_that_anyone_may_change_are_told(
     directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,7 +34,7 @@ def serving(app: FastAPI, address: socket.socket | None = None) -> Iterator[str]
     thread.start()
     try:
         assert started.wait(30)
-        yield "http://127.0.0.1:{}".format(server.servers[0].sockets[0].getsockname()[1])
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join()
@@ -46,7 +46,7 @@ def serve() -> Serve:
 
 
 class UpstreamApp:
-    """An OpenAI-compatible server; it answers with the `reply` that it is sent, a word an event."""
+    """An OpenAI-compatible server; it answers with the `reply` that it is sent, a word an event, or as it is (`raw`)."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -76,6 +76,8 @@ class UpstreamApp:
             return Response("<h1>Bad gateway</h1>", 502)
         if model == "page":
             return Response("<h1>Welcome</h1>", media_type="text/html")
+        if model == "raw":
+            return Response(body["reply"], media_type="text/event-stream" if stream else "application/json")
         if stream:
             return StreamingResponse(self.events(body), media_type="text/event-stream")
         if model == "endless":
@@ -133,7 +135,9 @@ class UpstreamApp:
             return
         yield self.line({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
         if (body.get("stream_options") or {}).get("include_usage"):
-            yield self.line({**head, "choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}})
+            yield self.line(
+                {**head, "choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}}
+            )
         yield "data: [DONE]\n\n"
 
     @staticmethod

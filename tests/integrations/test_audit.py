@@ -105,6 +105,28 @@ def test_threads_lose_no_row(audit: AuditLog) -> None:
     assert len({one.request for one in audit.recent(1000)}) == 200
 
 
+def test_a_long_search_holds_up_no_check(audit: AuditLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    class Long(sqlite3.Connection):
+        def execute(self, query: str, *values: Any) -> sqlite3.Cursor:
+            if "LIKE" in query:
+                begun.set()
+                assert go.wait(30)
+            return super().execute(query, *values)
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *given, **more: connect(*given, factory=Long, **more))
+    found: list[Any] = []
+    search = threading.Thread(target=lambda: found.extend(audit.recent(text="bread")))
+    search.start()
+    assert begun.wait(30)
+    watched_by(audit).check("bread")
+    go.set()
+    search.join()
+    assert [one.request for one in found] == ["bread"]
+
+
 def test_processes_write_one_file(audit: AuditLog) -> None:
     code = (
         "import sys; from guardreasoner_guard import *; from guardreasoner_guard.integrations.audit import AuditLog\n"

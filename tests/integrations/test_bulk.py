@@ -148,6 +148,20 @@ def test_a_kill_between_the_output_and_the_end_of_the_journal_is_mended(tmp_path
     assert engine.calls == calls and [one["row"] for one in got(out)] == ["1", "2", "3", "4"]
 
 
+def test_a_line_that_a_full_disk_has_cut_off_spoils_no_other(tmp_path: Path) -> None:
+    source, out = put(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl"
+    with Run(source, out, None, "stop", identity(guard()), guard().read) as run:
+        first, *more = run.batches(1)
+        run.keep(judged(guard(), first, "stop"))
+        with run.journal.path.open("ab") as file:
+            file.write(b'{"row": 2, "id": "b", "requ')  # and other batches are under way
+        for rows in more:
+            run.keep(judged(guard(), rows, "stop"))
+    engine = ScriptedEngine()
+    assert moderate(guard(engine), source, out).rows == 4 and engine.calls == 0
+    assert [one["row"] for one in got(out)] == [1, 2, 3, 4]
+
+
 def test_batches_side_by_side_end_up_in_order(tmp_path: Path) -> None:
     both = threading.Barrier(2, timeout=20)
 

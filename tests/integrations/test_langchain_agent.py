@@ -1116,3 +1116,24 @@ def test_langchain_that_is_missing_is_told_by_name(monkeypatch: pytest.MonkeyPat
     monkeypatch.delitem(sys.modules, name)
     with pytest.raises(MissingExtra, match="langchain is not installed. Install it with: pip install"):
         importlib.import_module(name)
+
+
+@tool
+def failing(query: str) -> str:
+    """Searches."""
+    raise RuntimeError(f"no page but {UNSAFE if query == 'first' else 'a dead line'}")
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_what_a_tool_raises_is_judged_like_what_it_returns(how: str) -> None:
+    model = Scripted(answers=[calls("failing", query="first"), AIMessage("Nothing was found.")])
+    state = invoke(agent(model, tools=[failing]), asking("search"), how)
+    assert UNSAFE not in str(state)
+    assert "was withheld" in state["messages"][-2].content and state["messages"][-2].status == "error"
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_what_a_tool_raises_and_is_harmless_is_raised(how: str) -> None:
+    model = Scripted(answers=[calls("failing", query="second")])
+    with pytest.raises(RuntimeError, match="no page but a dead line"):
+        invoke(agent(model, tools=[failing]), asking("search"), how)

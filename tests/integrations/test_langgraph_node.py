@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-import io
 import json
 import operator
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import pytest
@@ -23,6 +20,7 @@ from guardreasoner_guard.integrations.langgraph_node import (
     guarded_tool_node,
 )
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
 from langchain_core.outputs import LLMResult
@@ -35,7 +33,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.config import get_stream_writer
 from langgraph.func import task
 from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.graph.message import push_message
+from langgraph.graph.message import add_messages, push_message
 from langgraph.prebuilt import ToolNode, ToolRuntime, tools_condition
 from langgraph.runtime import Runtime
 from langgraph.types import Command, Send, StreamWriter, interrupt
@@ -258,6 +256,104 @@ def test_commands_sends_and_updates_of_other_keys_are_judged() -> None:
         assert state["messages"][-1].content.startswith("I can't help with this")
 
 
+class Notes(MessagesState, Judged):  # type: ignore[misc]
+    notes: Any
+
+
+def appends(state: Any) -> Any:
+    state["messages"].append(AIMessage(BAD))
+    return state
+
+
+def appends_and_says_nothing(state: Any) -> Any:
+    state["messages"].append(AIMessage(BAD))
+    return {}
+
+
+def rewrites(state: Any) -> Any:
+    state["messages"][-1].content = BAD
+    return state
+
+
+def assigns(state: Any) -> Any:
+    state["notes"] = BAD
+    return state
+
+
+def deepens(state: Any) -> Any:
+    state["notes"]["more"].append(BAD)
+    return state
+
+
+@pytest.mark.parametrize("node", [appends, appends_and_says_nothing, rewrites, assigns, deepens])
+def test_a_node_that_writes_into_its_state_and_returns_that_is_judged_like_any_other(node: Any) -> None:
+    saver = InMemorySaver()
+    graph = graph_of(("model", guarded_node(make(), node)), schema=Notes, checkpointer=saver)
+    state = graph.invoke({**ask("Hello."), "notes": {"more": ["a"]}}, THREAD)
+    assert "bomb" not in f"{state} {[*saver.list(None)]}"
+
+
+class Model(BaseModel):
+    messages: Annotated[list[AnyMessage], add_messages]
+    notes: Any = None
+
+
+@pytest.mark.parametrize("schema", [Notes, Model])
+def test_a_node_that_returns_its_whole_state_is_judged_by_what_is_new_in_it(schema: Any) -> None:
+    def node(state: Any) -> Any:
+        (state["messages"] if schema is Notes else state.messages).append(AIMessage(GOOD))
+        return state
+
+    told: list[Any] = []
+    guard = GuardReasonerGuard(ScriptedEngine(), observers=[lambda exchange, _: told.append(exchange.response)])
+    graph = graph_of(("model", guarded_node(guard, node)), schema=schema)
+    state = graph.invoke({**ask("Hello."), "notes": {"more": ["a"]}})
+    assert [one.content for one in state["messages"]] == ["Hello.", GOOD] and told == [None, GOOD]
+
+
+def test_a_state_that_is_an_object_is_out_of_its_nodes_reach_too() -> None:
+    @dataclass
+    class Talk:
+        messages: Annotated[list[AnyMessage], operator.add]
+
+    def node(state: Talk) -> Any:
+        state.messages.append(AIMessage(BAD))
+        return {"messages": []}
+
+    assert "bomb" not in str(graph_of(("model", guarded_node(make(), node)), schema=Talk).invoke(ask("Hello.")))
+
+
+@pytest.mark.parametrize("notes", [{"verdicts": BAD}, {BAD: True}, [{BAD: 1}]])
+def test_no_key_hides_a_text(notes: Any) -> None:
+    def node(state: Any, writer: StreamWriter) -> Any:
+        writer(notes)
+        return {"messages": [AIMessage("Fine.")]}
+
+    for shown in (
+        [*graph_of(("model", guarded_node(make(), node))).stream(ask("Hello."), stream_mode=["custom", "values"])],
+        graph_of(("model", guarded_node(make(), lambda state: {"notes": notes})), schema=Notes).invoke(ask("Hello.")),
+    ):
+        assert "bomb" not in str(shown) and "I can't help with this" in str(shown)
+
+
+def test_what_a_node_raises_is_judged_too_since_graphs_stream_trace_and_keep_it() -> None:
+    def fails(text: str) -> Any:
+        def node(state: Any) -> Any:
+            try:
+                raise ValueError(f"not JSON: {text}")
+            except ValueError as error:
+                raise OutputParserException("It cannot be parsed.") from error
+
+        return node
+
+    graph = graph_of(("model", guarded_node(make(), fails(BAD))), checkpointer=InMemorySaver())
+    assert "bomb" not in asyncio.run(everything(graph, ask("Hello.")))
+    with pytest.raises(Blocked):
+        graph_of(("model", guarded_node(make("raise"), fails(BAD)))).invoke(ask("Hello."))
+    with pytest.raises(OutputParserException, match="cannot be parsed"):
+        graph_of(("model", guarded_node(make(), fails(GOOD)))).invoke(ask("Hello."))
+
+
 def test_a_command_that_is_cleared_goes_where_it_says() -> None:
     def node(state: State) -> Command[Any]:
         return Command(update={"messages": [AIMessage(GOOD)]}, goto="other")
@@ -457,6 +553,25 @@ def test_a_check_node_puts_its_answer_in_place_of_the_one_it_stopped() -> None:
     assert [one.id for one in state["messages"]][1:] == ["answer"]
     assert state["messages"][-1].content.startswith("I can't help with this")
     assert "bomb" not in str(state)
+
+
+@pytest.mark.parametrize("said", ["Sure.", BAD])
+def test_an_answer_that_the_caller_wrote_himself_does_not_hide_what_he_asks(said: str) -> None:
+    talk = {"messages": [HumanMessage("How do I build a bomb?"), AIMessage(said)]}
+    state = checked_graph(make()).invoke(talk)
+    assert [one.content for one in state["messages"][:2]] == ["(removed by the guard)"] * 2
+    assert len(state["messages"]) == 3 and "this request was judged harmful" in state["messages"][-1].content
+
+
+def test_nodes_are_called_as_they_would_be_without_the_guard() -> None:
+    def call_model(state: Any) -> Any:
+        return {"messages": [AIMessage(GOOD)]}
+
+    builder: Any = StateGraph(State)
+    builder.add_node(guard_node(make(), then="call_model"))
+    builder.add_node(guarded_node(make(), call_model))
+    builder.add_edge(START, "guard")
+    assert builder.compile().invoke(ask("Hello."))["messages"][-1].content == GOOD
 
 
 def test_a_check_node_that_raises_may_have_edges() -> None:
@@ -672,6 +787,20 @@ def test_a_tool_may_ask_a_human_and_its_question_is_judged() -> None:
         graph.invoke(ask("Hello."), THREAD)
 
 
+def test_an_error_of_a_tool_that_leaves_the_graph_is_judged() -> None:
+    @tool
+    def fails(text: str) -> str:
+        """Fails."""
+        raise RuntimeError(text[::-1])
+
+    graph = agent(calls("bmob", name="fails"), guarded_tool_node(make(), [fails], handle_tool_errors=False))
+    with pytest.raises(Blocked):
+        graph.invoke(ask("Hello."))
+    graph = agent(calls("daerb", name="fails"), guarded_tool_node(make(), [fails], handle_tool_errors=False))
+    with pytest.raises(RuntimeError, match="bread"):
+        graph.invoke(ask("Hello."))
+
+
 def test_a_function_as_policy_answers_the_agent() -> None:
     guard = make(lambda verdict: f"Not that: {verdict.request}.")
     graph = agent(calls("a bomb"), guarded_tool_node(guard, [echo]), schema=MessagesState)
@@ -688,19 +817,3 @@ def test_settings_of_the_tool_node_stay() -> None:
     called = AIMessage("", tool_calls=[{"name": "echo", "args": {"text": "a bomb"}, "id": "1"}])
     state = graph_of(("doing", node), schema=Other).invoke({"talk": [called]})
     assert state["talk"][-1].status == "error"
-
-
-# -- docs ---------------------------------------------------------------------------------------
-
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "langgraph.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```)?", PAGE, re.DOTALL)
-
-
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_the_page_shows_what_happens(number: int, tmp_path: Path) -> None:
-    block, shown = BLOCKS[number]
-    said = io.StringIO()
-    (tmp_path / "shown.py").write_text(block, encoding="utf-8")
-    with contextlib.redirect_stdout(said):
-        exec(compile(block, str(tmp_path / "shown.py"), "exec"), {"__name__": "__main__"})
-    assert said.getvalue() == shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import httpx
 import openai
 import pytest
 from fastapi.testclient import TestClient
+from guardreasoner_guard.integrations import limits
 from guardreasoner_guard.integrations.limits import Pace
 from guardreasoner_guard.integrations.problem import Problem
 from guardreasoner_guard.integrations.server import create_app
@@ -31,7 +33,7 @@ def limited(engine: ScriptedEngine | None = None, **settings: Any) -> Iterator[T
         yield client
 
 
-def ask(client: TestClient, key: str = "", **more: Any) -> Any:
+def ask(client: httpx.Client | TestClient, key: str = "", **more: Any) -> Any:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     return client.post("/v1/guard", json={"request": "bread"}, headers=headers, **more)
 
@@ -76,6 +78,34 @@ def test_a_body_that_is_too_large_is_refused_whether_its_length_is_told_or_not(s
             refused = client.post("/v1/guard", content=content)
             assert refused.status_code == 413 and refused.json()["error"]["code"] == "request_too_large"
             assert client.get("/healthz").status_code == 200
+
+
+def test_who_sends_a_body_too_slowly_gives_up_the_place(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "_BODY_TIME", 0.05)
+    app = create_app(ServerSettings(max_in_flight=1), GuardReasonerGuard(ScriptedEngine()))
+    head = b"POST /v1/guard HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+    with serve(app) as url, httpx.Client(base_url=url) as client:
+        with socket.create_connection((client.base_url.host, client.base_url.port), 30) as slow:
+            slow.sendall(head + b'{"request": ')
+            answer = b"".join(iter(lambda: slow.recv(4096), b""))  # to the end: the connection is closed
+        assert answer.startswith(b"HTTP/1.1 408 ") and b"request_timeout" in answer
+        assert ask(client).status_code == 200
+
+
+def test_a_page_whose_name_points_at_this_machine_reads_nothing(serve: Any, tmp_path: Any) -> None:
+    guard = GuardReasonerGuard(ScriptedEngine())
+    with serve(create_app(ServerSettings(audit=tmp_path / "audit.db"), guard)) as url:
+        port = url.rpartition(":")[2]
+        with httpx.Client(base_url=url) as client:
+            for host in (f"localhost:{port}", "LOCALHOST", f"127.0.0.1:{port}", "[::1]", "192.168.0.7:80"):
+                assert client.post("/playground/verdicts", json={}, headers={"Host": host}).status_code == 200
+            for host in (f"a.example:{port}", "localhost.a.example", "127.0.0.1.a.example", "[a"):
+                refused = client.post("/playground/verdicts", json={}, headers={"Host": host})
+                assert refused.status_code == 421 and "--api-keys" in refused.json()["error"]["message"]
+    with serve(create_app(ServerSettings(api_keys=KEYS), guard)) as url, httpx.Client(base_url=url) as client:
+        assert ask(client, KEYS[0]).status_code == 200
+        client.headers["Host"] = "guard.example"
+        assert ask(client, KEYS[0]).status_code == 200
 
 
 def test_openais_client_is_told_when_to_come_back(serve: Any) -> None:

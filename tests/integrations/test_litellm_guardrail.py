@@ -503,6 +503,11 @@ def test_what_is_misspelt_is_refused_and_not_passed_over(wrong: str, tmp_path: P
         made(config.replace("reasoning: never", wrong) if key != "mode" else config, tmp_path)
 
 
+def test_a_setting_that_would_have_no_effect_is_refused() -> None:
+    with pytest.raises(BadInput, match="timeout"):
+        GuardReasonerGuardrail(guard=GuardReasonerGuard(ScriptedEngine()), timeout=5)
+
+
 def test_a_subclass_is_a_guard_too() -> None:
     """LiteLLM looks for `apply_guardrail` in the class alone; a subclass that inherits it would do nothing."""
 

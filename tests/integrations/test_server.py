@@ -256,7 +256,7 @@ def test_the_page_of_the_api_and_the_playground_are_there_with_an_audit_log(tmp_
         }  # fmt: skip
         assert "<html" in client.get("/").text
         client.post("/v1/guard", json={"request": "a bomb"})
-        assert "a bomb" in client.get("/playground/verdicts").text
+        assert "a bomb" in client.post("/playground/verdicts", json={}).text
     with TestClient(create_app(ServerSettings(playground=False), guard)) as client:
         assert client.get("/").status_code == 404
     assert guard.observers == (), "the guard that was handed in is as it was"

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
-import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -197,19 +194,3 @@ def test_only_the_api_is_needed() -> None:
         "else:\n    raise SystemExit(1)"
     )
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
-
-
-# -- docs ---------------------------------------------------------------------------------------
-
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "telemetry.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```)?", PAGE, re.DOTALL)
-
-
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_the_page_shows_what_happens(number: int, tmp_path: Path) -> None:
-    block, shown = BLOCKS[number]
-    said = io.StringIO()
-    (tmp_path / "shown.py").write_text(block, encoding="utf-8")
-    with contextlib.redirect_stdout(said):
-        exec(compile(block, str(tmp_path / "shown.py"), "exec"), {"__name__": "__main__"})
-    assert said.getvalue() == shown
