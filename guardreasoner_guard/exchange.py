@@ -236,6 +236,14 @@ def _without_bytes(item: Any) -> Any:
 
 
 def _as_messages(items: Any) -> list[BaseMessage]:
+    # with `lc` in it LangChain would take a role/content dict for its own serialised form, and read other words than
+    # whoever answers
+    items = [
+        {key: value for key, value in item.items() if key != "lc"}
+        if isinstance(item, Mapping) and "role" in item
+        else item
+        for item in items
+    ]
     try:
         return convert_to_messages(items)
     except Exception as error:  # LangChain raises several kinds
