@@ -236,20 +236,20 @@ def _without_bytes(item: Any) -> Any:
 
 
 def _as_messages(items: Any) -> list[BaseMessage]:
-    # with `lc` in it LangChain would take a role/content dict for its own serialised form, and read other words than
-    # whoever answers
-    items = [
-        {key: value for key, value in item.items() if key != "lc"}
-        if isinstance(item, Mapping) and "role" in item
-        else item
-        for item in items
-    ]
     try:
-        return convert_to_messages(items)
+        # with `lc` in it LangChain would take a role/content dict for its own serialised form, and read other words
+        # than whoever answers
+        return convert_to_messages([_unserialised(item) for item in items])
     except Exception as error:  # LangChain raises several kinds
         raise BadInput(
             f"Cannot read messages: {error}. Pass a list of messages, (role, text) pairs or role/content dicts."
         ) from error
+
+
+def _unserialised(item: Any) -> Any:
+    if isinstance(item, Mapping) and "role" in item:
+        return {key: value for key, value in item.items() if key != "lc"}
+    return item
 
 
 def _from_messages(messages: Sequence[BaseMessage]) -> Exchange:

@@ -10,7 +10,7 @@ import logging
 import sys
 import threading
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from types import FrameType
 from typing import Any
 
@@ -80,7 +80,7 @@ async def _all(items: AsyncIterator[Any]) -> list[Any]:
     return [item async for item in items]
 
 
-def _tool(chain: Chain) -> Callable[[str], Awaitable[str]]:
+def _tool(chain: Chain) -> Callable[[str], Coroutine[Any, Any, str]]:
     async def search(query: str) -> str:
         """Searches."""
         return await chain.answer(query)
@@ -170,7 +170,7 @@ async def walked(walk: Walk, work: Coroutine[Any, Any, Any]) -> tuple[asyncio.Ta
     loop.set_task_factory(None)
     for _ in range(10):  # LangChain shields its callbacks, which have a few steps to go
         await asyncio.sleep(0)
-    return task, asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[arg-type]
+    return task, asyncio.all_tasks() - {asyncio.current_task()}
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["waiting", "about to go on"])
@@ -226,7 +226,9 @@ def test_a_model_at_work_is_told_to_stop(name: str) -> None:
     asyncio.run(run())
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what is destroyed says so
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::RuntimeWarning"
+)  # of what is destroyed
 @pytest.mark.parametrize("name", WORK)
 def test_a_loop_that_is_closed_under_a_check_keeps_no_other_waiting(name: str) -> None:
     class Working(ScriptedEngine):
