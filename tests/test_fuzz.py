@@ -26,7 +26,7 @@ def target(name: str) -> Any:
     return module
 
 
-READER, FRAMING, DISGUISES, INTAKE, BODIES = map(target, ("reader", "framing", "disguises", "intake", "bodies"))
+READER, FRAMING, INTAKE, BODIES = map(target, ("reader", "framing", "intake", "bodies"))
 
 HOSTILE = st.sampled_from([
     "Answers:", "Request: harmful", "Completion: refusal", "Response: unharmful", "# Task 2", "## Reasoning Step 1: x",
@@ -65,16 +65,6 @@ def test_no_text_speaks_as_the_template_and_no_word_is_lost(
     request_: str, response: str | None, earlier: list[str]
 ) -> None:
     FRAMING.holds(request_, response, earlier)
-
-
-@given(
-    TEXT
-    | st.lists(st.sampled_from(["Ym9tYiBib21i", "&#98;", "%62%6f", "\\u0062", "b 0 m b", "<!--", "-->"]) | TEXT).map(
-        "".join
-    )
-)
-def test_the_other_readings_of_any_text_are_few_and_other(text: str) -> None:
-    DISGUISES.holds(text)
 
 
 def nested(depth: int, kind: str) -> Any:
@@ -149,7 +139,7 @@ def test_any_body_is_answered_in_form_and_no_harm_passes(path: str, body: bytes)
     BODIES.holds(path, body)
 
 
-RUNS = {"reader": 10_000, "framing": 2_000, "disguises": 3_000, "intake": 3_000, "bodies": 300}
+RUNS = {"reader": 10_000, "framing": 2_000, "intake": 3_000, "bodies": 300}
 
 
 @pytest.mark.parametrize("name", RUNS)
