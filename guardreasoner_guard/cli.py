@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .cli_attack import attack
 from .cli_evaluate import calibrate, evaluate, relabel, replay, report, score
 from .cli_moderate import moderate
 from .cli_options import Device, Model, Reasoning, checked_device, open_guard
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 app.add_typer(train, name="train")
-for command in (evaluate, score, report, relabel, replay, calibrate, moderate, serve):
+for command in (evaluate, score, report, relabel, replay, calibrate, attack, moderate, serve):
     app.command()(command)
 
 

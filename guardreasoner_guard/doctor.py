@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import sys
 from importlib import metadata
@@ -9,9 +10,10 @@ from importlib import metadata
 from rich.console import Console
 from rich.markup import escape
 
-from .errors import GuardError
+from .errors import GuardError, MissingExtra
 from .guard import GuardReasonerGuard
 from .model_dir import open_model
+from .onnx_engine import load_runtime
 from .processor import has_vnni
 
 _PACKAGES = {
@@ -39,12 +41,12 @@ def examine(model: str, device: str) -> bool:
         except metadata.PackageNotFoundError:
             hint = f"pip install 'guardreasoner-guard[{extra}]'" if extra else "pip install guardreasoner-guard"
             console.print(f"  {package:<24}[dim]not installed; if you need it: {escape(hint)}[/]")
-    try:
+    with contextlib.suppress(MissingExtra):
+        load_runtime()  # first, since it keeps the runtime from reporting to anyone
+    with contextlib.suppress(ImportError):
         import onnxruntime
 
         console.print(f"  providers               {', '.join(onnxruntime.get_available_providers())}")
-    except ImportError:
-        pass
     console.print(f"  8-bit arithmetic        {'VNNI' if has_vnni() else 'no VNNI seen: as exact, half as fast'}")
     try:
         manifest = open_model(model).manifest

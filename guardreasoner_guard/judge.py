@@ -18,6 +18,7 @@ from .exchange import Exchange
 from .model_dir import Manifest, log_odds
 from .template import Prompt, template
 from .verdict import LABELS, TASKS, Mode, ReasoningStep, Task
+from .views import views
 
 logger = logging.getLogger(__name__)
 
@@ -95,11 +96,13 @@ class Judge:
     Args:
         engine: Runs the model.
         manifest: Its template, thresholds and window, and which of score and reasoning decides.
+        undisguise: Whether other readings of a disguised text are judged beside it; see `views`.
     """
 
-    def __init__(self, engine: Engine, manifest: Manifest) -> None:
+    def __init__(self, engine: Engine, manifest: Manifest, *, undisguise: bool = True) -> None:
         self.engine = engine
         self.manifest = manifest
+        self.undisguise = undisguise
         self._template = template(manifest.template, manifest.policy)
 
     def judge(
@@ -177,17 +180,28 @@ class Judge:
         if sum(len(text) for _, text in exchange.history) > 4 * size:
             raise BadInput("The history is longer than the model's window. Pass the latest turns alone.")
         if exchange.response is None or alone:
-            return [(part, None) for part in self._split(exchange.request, size)]
+            return [(part, None) for part in self._readings(exchange.request, size)]
         room = int(size * _REQUEST_SHARE)
-        requests = self._split(exchange.request, room)
-        responses = self._split(exchange.response, size - room)
+        one_stage = self._template.stages == (TASKS,)
+        requests = self._readings(exchange.request, room) if one_stage else self._split(exchange.request, room)
+        responses = self._readings(exchange.response, size - room)
         # beside a response, a long request stands with its two ends, where asks are made; where one stage
         # asks about both, its other windows follow with the response's beginning
-        setting = requests[0] if len(requests) == 1 else self._ends(exchange.request, room)
+        setting = exchange.request if requests[0] == exchange.request else self._ends(exchange.request, room)
         windows: list[tuple[str, str | None]] = [(setting, part) for part in responses]
-        if self._template.stages == (TASKS,) and len(requests) > 1:
+        if one_stage and len(requests) > 1:
             windows += [(part, responses[0]) for part in requests]
         return windows
+
+    def _readings(self, text: str, size: int) -> list[str]:
+        """The windows of a text as it stands, then what else each may be meant to say.
+
+        The first decides whether a response refuses.
+        """
+        parts = self._split(text, size)
+        if not self.undisguise:
+            return parts
+        return [*parts, *(window for part in parts for view in views(part) for window in self._split(view, size))]
 
     def last_window(self, response: str) -> int:
         """Where the last window over a response begins, in characters: what its continuation is judged with."""

@@ -29,6 +29,7 @@ from .model_dir import Device, ModelDir, open_model
 from .model_files import Mapped
 from .processor import has_vnni, threads
 from .template import Prompt
+from .worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def shared_engine(model: ModelDir, device: Device = "auto") -> Batcher:
 
 
 class OnnxEngine:
-    """One model on one device. Calls from several threads are served one after another.
+    """One model on one device. Calls from several threads are served one after another, in a thread of its own.
 
     In a forked child, and where its weights were written to since, it is read again, if it still is the same model.
 
@@ -97,12 +98,12 @@ class OnnxEngine:
     concurrency = 1
 
     def __init__(self, model: ModelDir, device: Device = "auto") -> None:
-        self._runtime = _runtime()
+        self._runtime = load_runtime()
         self.device = _choose_device(self._runtime, model, device)
         self.name = f"{model.manifest.name} ({model.manifest.precision}, {self.device})"
         self._manifest = model.manifest
         self._path = model.path.resolve()
-        self._lock = threading.Lock()
+        self._worker = Worker()
         self._model: Any = None
         self._caches = self._new_caches()
         self._load(model)
@@ -110,7 +111,6 @@ class OnnxEngine:
 
     def renew(self) -> None:
         """Without the model, which is read again when it is needed."""
-        self._lock = threading.Lock()
         _INHERITED.append((self._model, self._caches))
         self._model = None
 
@@ -128,7 +128,8 @@ class OnnxEngine:
             config = self._runtime.Config(str(model.path))
             if self.device == "cpu":  # a graph for CUDA names its provider, and its options, itself
                 config.clear_providers()
-                options: dict[str, Any] = {"intra_op_num_threads": threads()}
+                # a plan of memory is kept for every shape that was ever run, each length of a text that is written too
+                options: dict[str, Any] = {"intra_op_num_threads": threads(), "enable_mem_pattern": False}
                 if has_vnni():
                     options["session.x64quantprecision"] = "0"  # the graph asks for it, at twice the time
                 config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
@@ -151,6 +152,9 @@ class OnnxEngine:
 
     def score(self, questions: Sequence[Question], cancel: threading.Event | None = None) -> list[Scored]:
         """Probabilities of the words' first tokens after each prompt; see `Engine.score`."""
+        return self._worker.run(partial(self._score, questions), cancel)
+
+    def _score(self, questions: Sequence[Question], cancel: threading.Event) -> list[Scored]:
         encoded = [self._encode(question.prompt) for question in questions]
         words = [self._words(question) for question in questions]
         with self._running(cancel):
@@ -185,6 +189,18 @@ class OnnxEngine:
 
         Greedy ones that somebody listens to are written one after another; sampled ones are not told.
         """
+        return self._worker.run(partial(self._generate, prompts, max_tokens, temperature, top_p, seed, heard), cancel)
+
+    def _generate(
+        self,
+        prompts: Sequence[Prompt],
+        max_tokens: int,
+        temperature: float,
+        top_p: float,
+        seed: int,
+        heard: Heard | None,
+        cancel: threading.Event,
+    ) -> list[Written]:
         encoded = [self._encode(prompt) for prompt in prompts]
         if (len(prompts) == 1 or heard is not None) and temperature <= 0:
             return [
@@ -258,7 +274,7 @@ class OnnxEngine:
         return np.array([ids + [self._manifest.end_token] * (longest - len(ids)) for ids in batch], dtype=np.int32)
 
     def _continue(
-        self, ids: list[int], max_tokens: int, cancel: threading.Event | None, heard: Callable[[str], None] | None
+        self, ids: list[int], max_tokens: int, cancel: threading.Event, heard: Callable[[str], None] | None
     ) -> Written:
         """Writes one greedy answer on top of what is kept, so that a prompt that was scored is not read again."""
         with self._running(cancel):
@@ -266,7 +282,7 @@ class OnnxEngine:
             generator = kept.generator
             count = 0
             while count < max_tokens and not generator.is_done():
-                if cancel is not None and cancel.is_set():
+                if cancel.is_set():
                     raise EngineError("The call was cancelled.")
                 generator.generate_next_token()
                 count += 1
@@ -281,7 +297,7 @@ class OnnxEngine:
         return Written(self._tokenizer.decode(row), len(row) + complete, complete)
 
     def _write(
-        self, batch: list[list[int]], max_tokens: int, sampling: dict[str, Any], cancel: threading.Event | None
+        self, batch: list[list[int]], max_tokens: int, sampling: dict[str, Any], cancel: threading.Event
     ) -> list[Written]:
         padded = self._padded(batch)
         longest, end = padded.shape[1], self._manifest.end_token
@@ -289,7 +305,7 @@ class OnnxEngine:
             generator = self._generator(longest + max_tokens, len(batch), sampling)
             generator.append_tokens(padded)
             while not generator.is_done():
-                if cancel is not None and cancel.is_set():
+                if cancel.is_set():
                     raise EngineError("The call was cancelled.")
                 generator.generate_next_token()
             rows = [np.asarray(generator.get_sequence(i))[longest:].tolist() for i in range(len(batch))]
@@ -317,21 +333,20 @@ class OnnxEngine:
         return self._runtime.Generator(self._model, params)
 
     @contextmanager
-    def _running(self, cancel: threading.Event | None) -> Iterator[None]:
-        """One caller at a time; whatever the runtime raises leaves as an EngineError, the caches dropped."""
-        with self._lock:
-            if cancel is not None and cancel.is_set():
-                raise EngineError("The call was cancelled.")
-            try:
-                if self._model is None or self._weights.changed:
-                    self._reload()
-                yield
-            except EngineError:
-                raise
-            except Exception as error:  # the runtime raises RuntimeError, MemoryError and its own
-                self._caches = self._new_caches()
-                told = str(error).rstrip(".")
-                raise EngineError(f"The model could not be run: {told}. See `guardreasoner doctor`.") from error
+    def _running(self, cancel: threading.Event) -> Iterator[None]:
+        """Around the model's work: whatever the runtime raises leaves as an EngineError, the caches dropped."""
+        if cancel.is_set():
+            raise EngineError("The call was cancelled.")
+        try:
+            if self._model is None or self._weights.changed:
+                self._reload()
+            yield
+        except EngineError:
+            raise
+        except Exception as error:  # the runtime raises RuntimeError, MemoryError and its own
+            self._caches = self._new_caches()
+            told = str(error).rstrip(".")
+            raise EngineError(f"The model could not be run: {told}. See `guardreasoner doctor`.") from error
 
 
 def _odds(logits: np.ndarray[Any, Any]) -> tuple[float, ...]:
@@ -348,7 +363,12 @@ def _encodable(text: str) -> str:
     return _SURROGATE.sub("\ufffd", text)
 
 
-def _runtime() -> Any:
+def load_runtime() -> Any:
+    """ONNX Runtime GenAI, loaded so that it reports nothing to anyone; whatever else needs ONNX Runtime comes after.
+
+    Raises:
+        MissingExtra: It is not installed.
+    """
     # said before they are loaded; said later, they have given this machine a number and have a thread that reports
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:

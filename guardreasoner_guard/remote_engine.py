@@ -6,6 +6,7 @@ It knows nothing of guarding, and no text it carries appears in an error or a lo
 from __future__ import annotations
 
 import math
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -59,6 +60,18 @@ def read_url(url: str) -> tuple[str, tuple[str, str] | None]:
     return told, (server.username, server.password) if server.userinfo else None
 
 
+def bearer(key: str | None) -> dict[str, str]:
+    """The header that bears a key, without the line's end that files and shells leave at it; none without a key.
+
+    Raises:
+        BadInput: No header can hold it. Left to the client, its error would quote it.
+    """
+    key = (key or "").strip()
+    if not re.fullmatch("[!-~]*", key):
+        raise BadInput("That API key holds a blank, or a character beyond ASCII. Pass it as the server gave it.")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
 class RemoteEngine:
     """One model behind `/v1/completions`. Safe to call from several threads, which share its connections.
 
@@ -73,7 +86,7 @@ class RemoteEngine:
         retries: Further tries after a lost connection, a timeout, 429, 5xx and the like; when, `Retry-After` says.
 
     Raises:
-        BadInput: The URL is none.
+        BadInput: The URL is none, or no header can hold the key.
         MissingExtra: httpx is not installed.
     """
 
@@ -97,8 +110,7 @@ class RemoteEngine:
         self._model = {"model": model} if model else {}
         self._timeout = timeout
         self._retries = retries
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._connect = partial(httpx.Client, timeout=timeout, headers=headers, auth=auth)
+        self._connect = partial(httpx.Client, timeout=timeout, headers=bearer(api_key), auth=auth)
         self._counts = True
         self.renew()
         renew_in_children(self)

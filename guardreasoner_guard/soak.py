@@ -8,7 +8,7 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,7 +25,7 @@ from .verdict import Verdict
 _SETTLED = 2.0
 """Log-odds that a text's score must be away from the threshold: its label then tells its verdict from another's."""
 _WARM = 0.1
-"""Share of the time that memory may take to settle: caches fill, threads start."""
+"""Share of the time that memory may take to settle: caches fill, threads start, the largest batch is yet to come."""
 _PAUSE = 5.0
 """Seconds between two looks at memory."""
 
@@ -78,14 +78,10 @@ class Soak:
             sizes = self._watch()
             for caller in callers:
                 caller.result()
-        early, late = sizes[: len(sizes) // 3], sizes[-(len(sizes) // 3) :]
-        before, after = statistics.mean(early or sizes), statistics.mean(late or sizes)
         return {
             "model": self.guard.judge.engine.name, "callers": self.callers, "seconds": self.seconds,
             "checks": sum(self._counts.values()), "by way": dict(self._counts), "wrong": dict(self._wrong),
-            "texts": len(expected), "megabytes, first third": round(before, 1),
-            "megabytes, last third": round(after, 1), "growth, percent": round(100 * (after / before - 1), 2),
-            "megabytes": sizes,
+            "texts": len(expected), **growth(sizes), "megabytes": sizes,
         }  # fmt: skip
 
     def _settled(self) -> dict[str, bool]:
@@ -99,17 +95,16 @@ class Soak:
         return found
 
     def _watch(self) -> list[float]:
-        """Megabytes of this process, from when it has warmed up."""
+        """Megabytes of this process, from when the callers begin."""
         sizes: list[float] = []
         begun = time.monotonic()
         with Progress(console=Console(stderr=True)) as progress:
             task = progress.add_task("soak", total=self.seconds)
             while (now := time.monotonic()) < self._end:
                 progress.update(task, completed=now - begun)
-                if now - begun > _WARM * self.seconds:
-                    sizes.append(memory()["now"])
+                sizes.append(memory()["now"])
                 time.sleep(min(_PAUSE, max(0.01, self._end - now)))
-        return sizes or [memory()["now"]]
+        return [*sizes, memory()["now"]]
 
     def _call(self, expected: dict[str, bool], number: int) -> None:
         chance = random.Random(number)
@@ -149,6 +144,23 @@ class Soak:
                 self._wrong[f"{way}: {type(found).__name__}"] += 1
             elif found != expected:
                 self._wrong[f"{way}: another verdict than its own"] += 1
+
+
+def growth(sizes: Sequence[float]) -> dict[str, float]:
+    """How memory went, from looks at regular intervals: in all, and from the first to the last third once it is warm.
+
+    What a batch takes comes and goes, so that both the mean and the most of the thirds are compared.
+    """
+    warm = sizes[int(_WARM * len(sizes)) :]
+    third = max(1, len(warm) // 3)
+    early, late = warm[:third], warm[-third:]
+    before, after = statistics.mean(early), statistics.mean(late)
+    return {
+        "megabytes, at first": sizes[0], "megabytes, once warm": warm[0], "megabytes, at last": sizes[-1],
+        "megabytes, at most": max(sizes), "megabytes, first third": round(before, 1),
+        "megabytes, last third": round(after, 1), "growth, percent": round(100 * (after / before - 1), 2),
+        "growth of the most, percent": round(100 * (max(late) / max(early) - 1), 2),
+    }  # fmt: skip
 
 
 def _spoken(texts: Iterator[str]) -> Iterator[str]:

@@ -27,7 +27,7 @@ class ServerSettings(BaseModel):
     setting takes several values, the environment has blanks between them.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
 
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 is every one of this machine's."""
@@ -38,7 +38,7 @@ class ServerSettings(BaseModel):
     """The guard model: bundled, a model directory, or a hub id; with `url` what that server calls it."""
     device: Device = "auto"
     """auto, cpu or cuda."""
-    url: str | None = None
+    url: str | None = Field(default=None, repr=False)
     """An OpenAI-compatible server (vLLM) that holds the guard model; its key is read from GUARDREASONER_API_KEY."""
     template: str = "guardreasoner/1"
     """With `url`: the wording the guard model was trained on."""
@@ -53,7 +53,7 @@ class ServerSettings(BaseModel):
     timeout: float = Field(default=30.0, gt=0)
     """Seconds one check may take, waiting for its turn included."""
 
-    upstream: str | None = None
+    upstream: str | None = Field(default=None, repr=False)
     """An OpenAI-compatible server whose /v1/chat/completions is guarded here, with or without /v1."""
     upstream_key: SecretStr | None = None
     """Its API key. Without it, and without `api_keys`, callers' own keys are passed on to it."""

@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx
 
+from guardreasoner_guard.remote_engine import bearer, read_url
+
 from .problem import Problem
 from .server_settings import ServerSettings
 
@@ -38,14 +40,16 @@ class Upstream:
 
     Args:
         settings: Where it is, its key, and how long it may be silent.
+
+    Raises:
+        BadInput: The URL is none, or no header can hold the key.
     """
 
     def __init__(self, settings: ServerSettings) -> None:
-        url = httpx.URL(settings.upstream or "")
-        self._url = str(url).rstrip("/").removesuffix("/v1")
-        self._name = url.netloc.decode()
-        self._key = settings.upstream_key.get_secret_value() if settings.upstream_key else None
-        self._lends = not settings.api_keys and self._key is None
+        self._url, self._auth = read_url(settings.upstream or "")
+        self._name = httpx.URL(self._url).netloc.decode()
+        self._key = bearer(settings.upstream_key.get_secret_value() if settings.upstream_key else None)
+        self._lends = not settings.api_keys and not self._key
         self._timeout = httpx.Timeout(settings.upstream_timeout, connect=_CONNECT, pool=None)
         self._client: httpx.AsyncClient | None = None
 
@@ -94,14 +98,13 @@ class Upstream:
     ) -> AsyncIterator[httpx.Response]:
         lent = {name: headers[name] for name in _PASSED_ON if self._lends and name in headers}
         sent = httpx.Headers(lent, encoding="latin-1")  # as Starlette reads them
-        if self._key is not None:
-            sent["authorization"] = f"Bearer {self._key}"
+        sent.update(self._key)
         if body is not None:
             sent["content-type"] = "application/json"
         content = None if body is None else json.dumps(body).encode()
         if self._client is None:
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
-            self._client = httpx.AsyncClient(timeout=self._timeout, limits=limits)
+            self._client = httpx.AsyncClient(auth=self._auth, timeout=self._timeout, limits=limits)
         with self._reaching():
             async with self._client.stream(method, self._url + path, content=content, headers=sent) as response:
                 if response.status_code != 200:

@@ -139,7 +139,7 @@ def test_any_body_is_answered_in_form_and_no_harm_passes(path: str, body: bytes)
     BODIES.holds(path, body)
 
 
-RUNS = {"reader": 10_000, "framing": 2_000, "intake": 3_000, "bodies": 300}
+RUNS = {"reader": 10_000, "framing": 2_000, "disguises": 3_000, "intake": 3_000, "bodies": 300}
 
 
 @pytest.mark.parametrize("name", RUNS)

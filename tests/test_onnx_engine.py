@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -225,6 +227,50 @@ def test_a_cancelled_call_stops(engine: OnnxEngine) -> None:
         engine.score([question(REQUESTS[0])], cancel)
     with pytest.raises(EngineError, match="cancelled"):
         engine.generate([SHORT.render("x")], max_tokens=5, cancel=cancel)
+
+
+def test_whoever_calls_the_model_runs_in_one_thread(engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: set[int] = set()
+    real = engine._running
+
+    def noting(cancel: threading.Event) -> Any:
+        ran.add(threading.get_ident())
+        return real(cancel)
+
+    monkeypatch.setattr(engine, "_running", noting)  # all that runs the model, and frees its memory, is within it
+    prompts = [SHORT.render(text) for text in REQUESTS[:2]]
+    with ThreadPoolExecutor(4) as threads:
+        calls: list[Future[Any]] = [
+            threads.submit(engine.score, [question(REQUESTS[0])]),
+            threads.submit(engine.score, [question(text) for text in REQUESTS]),
+            threads.submit(engine.generate, prompts, max_tokens=2),
+            threads.submit(engine.generate, prompts[:1], max_tokens=2),
+        ]
+        for call in calls:
+            call.result()
+    assert len(ran) == 1, "else each thread keeps memory for the largest batch that it has run"
+
+
+class Malloc(ctypes.Structure):
+    """What glibc's mallinfo2 tells."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    ]
+
+
+def test_nothing_is_kept_for_each_length_that_was_ever_read(engine: OnnxEngine) -> None:
+    mallinfo: Any = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo is None:
+        pytest.skip("only glibc tells how much memory is in use")
+    mallinfo.restype = Malloc
+    generator = engine._generator(256, 1, {"do_sample": False})
+    used = []
+    for _ in range(200):
+        generator.append_tokens([5])
+        used.append(mallinfo().uordblks)
+    assert used[-1] - used[100] < 50_000, "a plan of memory for each of a hundred lengths takes 180 kB"
 
 
 def test_threads_share_one_engine_without_crossing(engine: OnnxEngine) -> None:

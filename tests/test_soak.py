@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from guardreasoner_guard import EngineError, GuardReasonerGuard, Policy, ScriptedEngine
-from guardreasoner_guard.soak import TEXTS, Soak
+from guardreasoner_guard.soak import TEXTS, Soak, growth
 
 WORDS = ("phishing", "bomb", "meth", "racist", "poison", "stalk", "forge", "malware")
 
@@ -15,10 +15,19 @@ def guard(engine: ScriptedEngine) -> GuardReasonerGuard:
 def test_a_guard_that_is_right_loses_nothing() -> None:
     found = Soak(guard(ScriptedEngine(harmful=WORDS)), callers=6, seconds=0.5).run()
     assert found["texts"] == len(TEXTS) and found["checks"] > 20
-    assert found["wrong"] == {}
+    assert found["wrong"] == {} and len(found["megabytes"]) >= 2
     assert set(found["by way"]) <= {
         "acheck", "check", "check_many", "stream_check", "tool", "wrap, batch", "wrap, stream",
     }  # fmt: skip
+
+
+def test_growth_is_told_once_memory_is_warm_of_the_mean_and_of_the_most() -> None:
+    filling, early, middle, late = [100.0] * 10, [400.0] * 29 + [500.0], [390.0] * 30, [440.0] * 30
+    found = growth([*filling, *early, *middle, *late])
+    assert found["megabytes, at first"] == 100 and found["megabytes, once warm"] == 400
+    assert found["megabytes, at last"] == 440 and found["megabytes, at most"] == 500
+    assert found["growth, percent"] == round(100 * (440 / (12100 / 30) - 1), 2)
+    assert found["growth of the most, percent"] == -12
 
 
 def test_another_verdict_and_a_failure_are_told() -> None:

@@ -19,6 +19,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from guardreasoner_guard.onnx_engine import load_runtime
+
 _EMBED, _HEAD, _WEIGHT = "/model/embed_tokens", "/lm_head/MatMul", "lm_head.MatMul.weight"
 _MAX_FILE = 90_000_000
 """Bytes a weight file may have; code hosts refuse more than 100 MB."""
@@ -57,6 +59,7 @@ def build(checkpoint: Path, out: Path, *, device: str, precision: str, cuda_grap
 
 def reference_graph(checkpoint: Path, out: Path) -> Path:
     """Exports the portable graph with optimum; returns the path of `model.onnx`."""
+    load_runtime()  # before optimum does: only so it reports nothing to anyone
     from optimum.exporters.onnx import main_export
 
     main_export(str(checkpoint), output=out, task="text-generation-with-past", do_validation=False)
@@ -65,15 +68,13 @@ def reference_graph(checkpoint: Path, out: Path) -> Path:
 
 def _builder() -> Any:
     """The runtime's model builder, which is a script beside the package rather than a part of it."""
-    import onnxruntime  # noqa: F401  (its library must be loaded before the next import)
-    import onnxruntime_genai
     import transformers
 
     # The builder imports classes of models that transformers 4.57 does not know yet; it never uses them here.
     for name in ("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"):
         if not hasattr(transformers, name):
             setattr(transformers, name, type(name, (), {}))
-    folder = str(Path(onnxruntime_genai.__file__).parent / "models")
+    folder = str(Path(load_runtime().__file__).parent / "models")
     if folder not in sys.path:
         sys.path.insert(0, folder)
     import builder

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from guardreasoner_guard.errors import BadInput, EngineError, MissingExtra
-from guardreasoner_guard.remote_engine import read_url
+from guardreasoner_guard.remote_engine import bearer, read_url
 from guardreasoner_guard.retry import post
 
 from .benchmarks import BenchmarkRow, BenchmarkTask
@@ -34,7 +34,7 @@ class ModerationSubject:
 
     Raises:
         MissingExtra: httpx is not installed.
-        BadInput: The URL is none.
+        BadInput: The URL is none, or no header can hold the key.
     """
 
     reasoning = "never"
@@ -48,12 +48,8 @@ class ModerationSubject:
         told, auth = read_url(url)
         self._url = f"{told}/v1/moderations"
         self._model = {"model": model} if model else {}
-        key = os.environ.get("GUARDREASONER_API_KEY")
-        self._client = httpx.Client(
-            timeout=timeout,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            auth=auth,
-        )
+        key = bearer(os.environ.get("GUARDREASONER_API_KEY"))
+        self._client = httpx.Client(timeout=timeout, headers=key, auth=auth)
         self.name = f"{model or 'moderation'} at {told}"
         self.made_by: dict[str, Any] = {"moderation": self._url, "model": model}
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from guardreasoner_guard.bench import Peer
 from guardreasoner_guard.model_dir import ModelDir
+from guardreasoner_guard.onnx_engine import load_runtime
 from guardreasoner_guard.processor import threads
 
 from .graph import reference_graph
@@ -119,6 +120,7 @@ class Optimum(_Torchlike):
     name = "optimum fp32"
 
     def __init__(self, graph: Path) -> None:
+        load_runtime()  # before optimum does: only so it reports nothing to anyone
         from optimum.onnxruntime import ORTModelForCausalLM
 
         self._model = ORTModelForCausalLM.from_pretrained(graph)

@@ -137,13 +137,13 @@ class ChatTeacher:
         question = self._question(row)
         try:
             reply = retried(lambda: self.model.invoke(question), _passes, tries=self.attempts, first=self.wait)
-        except Exception as error:  # every provider's client has errors of its own
+        except Exception as error:  # every provider's client has errors of its own, which may quote the row or the key
             status = status_of(error)
             said = f"{type(error).__name__}{f' {status}' if status else ''}"
             if _passes(error):
-                raise TeacherError(f"{self.name} gave no answer in {self.attempts} attempts ({said}).") from error
+                raise TeacherError(f"{self.name} gave no answer in {self.attempts} attempts ({said}).") from None
             kind = RowRefused if status in _ABOUT_THE_ROW else TeacherError
-            raise kind(f"{self.name} refuses to be asked ({said}). Check its name, URL and key.") from error
+            raise kind(f"{self.name} refuses to be asked ({said}). Check its name, URL and key.") from None
         usage: Mapping[str, Any] = getattr(reply, "usage_metadata", None) or {}
         text = reply.text if isinstance(reply.text, str) else reply.text()
         return Told(str(text), int(usage.get("input_tokens", 0)), int(usage.get("output_tokens", 0)))
@@ -198,7 +198,7 @@ def chat_teacher(
         if url is not None:
             from langchain_openai import ChatOpenAI
 
-            key = os.environ.get("OPENAI_API_KEY") or "none"
+            key = os.environ.get("OPENAI_API_KEY", "").strip() or "none"
             chat = ChatOpenAI(model=model, base_url=url, api_key=key, **settings)  # type: ignore[arg-type]
         else:
             from langchain.chat_models import init_chat_model

@@ -110,7 +110,7 @@ def bodies(holds: Any, given: Any) -> None:
 
 
 TARGETS: dict[str, Callable[[Any, Any], None]] = {
-    "reader": plain, "framing": framing, "intake": intake, "bodies": bodies,
+    "reader": plain, "framing": framing, "disguises": plain, "intake": intake, "bodies": bodies,
 }  # fmt: skip
 
 
