@@ -15,7 +15,16 @@ from guardreasoner_guard import GuardReasonerGuard
 settings.register_profile("steady", deadline=None, derandomize=True)  # a busy machine is no fault of the code
 settings.load_profile("steady")
 
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Prints what tests recorded as `figures`, last, whatever worker they ran in."""
+    for report in terminalreporter.getreports("passed"):
+        for name, told in report.user_properties:
+            if name == "figures":
+                terminalreporter.write_line(f"\n{told}")
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,10 @@ padding with 30,000 tokens on one.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from guardreasoner_guard import GuardReasonerGuard, ScriptedEngine
@@ -65,12 +65,14 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("attack") / "attacks.json"
     result = CliRunner().invoke(app, ["attack", "--out", str(out), "--every", "14", "--long", "0"])
     assert result.exit_code == 0, result.output
-    typer.echo(result.output)
     assert "| template markers |" in result.output and "| all |" in result.output
-    return dict(json.loads(out.read_text(encoding="utf-8")))
+    return {"printed": result.output, **json.loads(out.read_text(encoding="utf-8"))}
 
 
-def test_disguised_texts_stay_blocked_and_harmless_ones_pass(told: dict[str, Any]) -> None:
+def test_disguised_texts_stay_blocked_and_harmless_ones_pass(
+    told: dict[str, Any], record_property: Callable[[str, object], None]
+) -> None:
+    record_property("figures", told["printed"])
     families = {row["name"]: Row.model_validate(row) for row in told["families"]}
     total = families.pop("all")
     weak = {name: row.share for name, row in families.items() if row.share < LEAST.get(name, USUAL)}
