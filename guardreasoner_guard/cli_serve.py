@@ -44,6 +44,8 @@ def _signature() -> inspect.Signature:
 
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    from guardreasoner_guard.integrations.server_settings import variable
+
     shown = field.default
     if field.annotation is bool:
         kind: Any = bool
@@ -52,7 +54,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     else:
         kind, shown = str | None, None if shown is None else str(shown)
     help = " ".join((field.description or "").split()).replace("`", "")
-    option = typer.Option(help=help, envvar=f"GUARDREASONER_SERVE_{name.upper()}", show_envvar=False)
+    option = typer.Option(help=help, envvar=variable(name), show_envvar=False)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=shown, annotation=Annotated[kind, option])
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from itertools import islice, product
 
-from .vocabulary import english, known, parted, rank, speaks
+from .vocabulary import WORD, english, known, parted, rank, speaks
 
 _UNSEEN = re.compile(
     "(?<![\u0530-\u1dff])"  # scripts that need joiners keep them
@@ -24,7 +24,6 @@ _TAGS = re.compile("[\U000e0020-\U000e007e]{7,}")  # a flag of a region has up t
 _SELECTORS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]{7,}")
 
 _PASSAGE = re.compile(r"(?:[^.!?:\n]|[.!?:](?!\s)|(?<=\s)[.!?:]){1,400}(?:[.!?:]*\s*)?|[.!?:\n]\s*")
-_WORD = re.compile(r"[^\W\d_]+")
 
 _LOOKALIKES = dict(zip(
     "аеорсухіјѕԁһԛԝьгпткмнвзАВЕКМНОРСТХІЈЅҮЗԌԚԜαβγεζηικνορτυχωΑΒΕΖΗΙΚΜΝΟΡΤΥΧօսհոցքՕՏԼ",
@@ -127,7 +126,7 @@ def _undressed(text: str) -> str:
     """
     odd = [word for word in set(text.split()) if any(map(_foreign, word))]
     told = {word: one for word in odd if (one := _stripped(word)) != word}
-    real = {word for word, one in told.items() if _real(_from_leet(one)) or _all_known(_WORD.findall(one))}
+    real = {word for word, one in told.items() if _real(_from_leet(one)) or _all_known(WORD.findall(one))}
     if len(real) < max(3, 0.6 * len(odd)):
         letters = [c for c in text if c.isalpha()]
         latin = sum(map(str.isascii, letters)) > 0.5 * len(letters)
@@ -196,7 +195,7 @@ def _closed_up(run: re.Match[str]) -> str:
 
 def _rejoined(passage: str) -> str:
     """A passage whose words were cut up or run together, parted anew."""
-    words = _WORD.findall(passage)
+    words = WORD.findall(passage)
     strange = [word for word in words if not known(word)]
     letters = "".join(words)
     cut_up = len(strange) > 3 and len(strange) > 0.4 * len(words) and len(letters) < 6 * len(words)
@@ -205,7 +204,7 @@ def _rejoined(passage: str) -> str:
         if told and speaks(told) and english(told) >= max(0.85, english(passage) + 0.25):
             return told
     if any(len(word) >= _GLUED for word in strange):
-        return _WORD.sub(lambda word: _unglued(word[0]), passage)
+        return WORD.sub(lambda word: _unglued(word[0]), passage)
     return passage
 
 
@@ -247,9 +246,9 @@ def _from_leet(word: str) -> str:
 
 def _short(passage: str) -> str:
     """Drawn-out letters, once or twice, where many words have them."""
-    told = {word: _undrawn(word) for word in set(_WORD.findall(passage)) if _DRAWN_OUT.search(word)}
+    told = {word: _undrawn(word) for word in set(WORD.findall(passage)) if _DRAWN_OUT.search(word)}
     told = {word: one for word, one in told.items() if known(one)}
-    return _WORD.sub(lambda word: told.get(word[0], word[0]), passage) if len(told) > 2 else passage
+    return WORD.sub(lambda word: told.get(word[0], word[0]), passage) if len(told) > 2 else passage
 
 
 def _undrawn(word: str) -> str:
@@ -259,6 +258,6 @@ def _undrawn(word: str) -> str:
 
 def _calmed(passage: str) -> str:
     """A passage in wild case, in lower case."""
-    words = [word for word in _WORD.findall(passage) if len(word) > 1]
+    words = [word for word in WORD.findall(passage) if len(word) > 1]
     wild = [word for word in words if _RISE.search(word) and known(word)]
     return passage.lower() if len(set(wild)) > 2 and len(wild) >= 0.3 * len(words) else passage

@@ -86,9 +86,9 @@ def _runtime() -> Iterator[tuple[bool, str]]:
 
 def _server() -> Iterator[tuple[bool, str]]:
     """What `guardreasoner serve` would do as this environment sets it: who is let in, and what is kept."""
-    from guardreasoner_guard.integrations.server_settings import ServerSettings
+    from guardreasoner_guard.integrations.server_settings import ServerSettings, variable
 
-    variables = {name: f"GUARDREASONER_SERVE_{name.upper()}" for name in ServerSettings.model_fields}
+    variables = {name: variable(name) for name in ServerSettings.model_fields}
     try:
         settings = ServerSettings(**{name: value for name, of in variables.items() if (value := os.environ.get(of))})
     except ValidationError as error:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.resources import files
 
-_LETTERS = re.compile(r"[^\W\d_]+")
+WORD = re.compile(r"[^\W\d_]+")
 _LONGEST = 20
 """Letters of a word, at most."""
 _STRANGE = (10.0, 2.5)
@@ -41,14 +41,14 @@ def known(word: str) -> bool:
 
 def english(text: str) -> float:
     """Share of a text's letters that stand in known words; 0 for one without letters."""
-    words = _LETTERS.findall(text)
+    words = WORD.findall(text)
     letters = sum(map(len, words))
     return sum(len(word) for word in words if known(word)) / letters if letters else 0.0
 
 
 def speaks(text: str) -> bool:
     """Whether a text is English of whole sentences, not a list of words or of names."""
-    words = _LETTERS.findall(text)
+    words = WORD.findall(text)
     small = sum(1 for word in words if (place := rank(word)) is not None and place < _SMALL)
     return len(words) >= 4 and small >= 0.2 * len(words) and english(text) >= 0.7
 

@@ -254,12 +254,8 @@ def _there(upstream: Upstream | None) -> Upstream:
 
 
 def _judged(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages as the guard is to read them.
-
-    LangChain takes one with `lc` for its own serialised form, and would read another text than the upstream does. A
-    message that only calls tools may lack its content.
-    """
-    return [{"content": None, **{key: item for key, item in one.items() if key != "lc"}} for one in messages]
+    """The messages as the guard is to read them: one that only calls tools may lack its content."""
+    return [{"content": None, **one} for one in messages]
 
 
 def _call(call: dict[str, Any]) -> Any:

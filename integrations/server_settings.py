@@ -20,6 +20,11 @@ from guardreasoner_guard.verdict import Task
 from .redaction import Texts
 
 
+def variable(setting: str) -> str:
+    """The environment variable that a setting is read from."""
+    return f"GUARDREASONER_SERVE_{setting.upper()}"
+
+
 class ServerSettings(BaseModel):
     """What `guardreasoner serve` can be told.
 

@@ -15,7 +15,6 @@ from guardreasoner_guard import GuardReasonerGuard
 settings.register_profile("steady", deadline=None, derandomize=True)  # a busy machine is no fault of the code
 settings.load_profile("steady")
 
-
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

@@ -88,7 +88,7 @@ def test_views_never_clear_what_the_text_itself_is_blocked_for(told: dict[str, A
         assert row.defended >= row.without and row.false_defended >= row.false_without
 
 
-def test_thirty_thousand_tokens_of_padding_hide_nothing(bundled: GuardReasonerGuard) -> None:
+def test_thirty_thousand_tokens_of_padding_hide_nothing() -> None:
     [case] = [case for case in cases(costly=1) if case.attack.name == "25,000 words around" and case.text.harmful]
     assert isinstance(case.form, str) and len(case.form) > 100_000
     quick = GuardReasonerGuard(reasoning="never", remember=0)

@@ -520,9 +520,8 @@ def table() -> str:
             struck.at = ""
             seen = {way: see(WAYS[way], guard) for way in SHOWN}
             struck.heal()
-        reason = seen["check"].verdicts[0].reasons
-        for part in (r"^\w+: no judgement was reached, so it is blocked\. ", r"(?<=127\.0\.0\.1:)\d+"):
-            reason = re.sub(part, "8000" if "127" in part else "", reason)
+        reason = re.sub(r"(?<=127\.0\.0\.1:)\d+", "8000", seen["check"].verdicts[0].reasons)
+        reason = re.sub(r"^\w+: no judgement was reached, so it is blocked\. ", "", reason)
         lines.append(f"| {fault.what} | {' | '.join(map(str, seen.values()))} | {reason} |")
     return "\n".join(lines)
 

@@ -65,9 +65,8 @@ def test_who_is_interrupted_waits_no_longer_and_the_work_hears_of_it(worker: Wor
     heard = threading.Event()
 
     def work(given_up: threading.Event) -> None:
-        while (
-            not heard.is_set()
-        ):  # one that comes just before the main thread begins to wait, Python leaves until later
+        # again and again: a signal that comes just before the main thread begins to wait, Python leaves until later
+        while not heard.is_set():
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             if given_up.wait(2):
                 heard.set()
