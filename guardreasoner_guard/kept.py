@@ -6,11 +6,14 @@ an answer that goes on) is not read again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+_AT_ONCE = 320
+"""Tokens read at once: each is held against all up to the last of them, those that it must not see too."""
 MOST = 4
 """Caches kept side by side, so that a few talks under way do not wipe each other out."""
 
@@ -68,7 +71,8 @@ class Caches:
         shared = min(kept.shared(wanted), len(wanted) - 1)
         if shared < len(kept.ids):
             kept.generator.rewind_to(shared)
-        kept.generator.append_tokens(wanted[shared:])
+        for piece in np.array_split(wanted[shared:], math.ceil((len(wanted) - shared) / _AT_ONCE)):
+            kept.generator.append_tokens(piece)
         kept.ids = wanted
         return kept, len(wanted) - shared
 

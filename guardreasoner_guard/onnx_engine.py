@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 BATCH = 16
 """Most texts that are written side by side; more gain little on a CPU and cost memory."""
+_BATCH_TOKENS = 16 * 320
+"""Most tokens of prompts that are read to be written to side by side, padding included: each costs 46 kB and more."""
 _SHORT = 128
 """Tokens up to which prompts are read side by side; longer ones keep the processor busy by themselves."""
 _PADDED = 1.25
@@ -209,8 +211,11 @@ class OnnxEngine:
             ]
         order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
         written: dict[int, Written] = {}
-        for start in range(0, len(order), BATCH):
+        while len(written) < len(order):
+            start = len(written)
             batch = order[start : start + BATCH]
+            fits = [n for n in range(2, len(batch) + 1) if n * len(encoded[batch[n - 1]]) <= _BATCH_TOKENS]
+            batch = batch[: max(fits, default=1)]
             sampling = self._sampling(temperature, top_p, seed + start)
             texts = self._write([encoded[i] for i in batch], max_tokens, sampling, cancel)
             written.update(zip(batch, texts, strict=True))
@@ -371,6 +376,8 @@ def load_runtime() -> Any:
     """
     # said before they are loaded; said later, they have given this machine a number and have a thread that reports
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    # its tiled attention on a CPU takes twice the time of the plain one at the lengths of a window
+    os.environ.setdefault("ORT_GQA_DISABLE_FLASH_ATTENTION", "1")
     try:
         import onnxruntime  # noqa: F401  (its library must be loaded before the next import)
         import onnxruntime_genai

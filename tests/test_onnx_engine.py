@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -15,7 +16,7 @@ from guardreasoner_guard import DeviceUnavailable, EngineError, GuardReasonerGua
 from guardreasoner_guard.engine import Question
 from guardreasoner_guard.kept import MOST
 from guardreasoner_guard.model_dir import open_model
-from guardreasoner_guard.onnx_engine import OnnxEngine
+from guardreasoner_guard.onnx_engine import OnnxEngine, load_runtime
 from guardreasoner_guard.template import SHORT, Prompt
 
 WORDS = ("harmful", "unharmful")
@@ -153,6 +154,17 @@ def test_the_runtimes_telemetry_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert called == ["off", "model"]
 
 
+@pytest.mark.parametrize("own", [None, "0"])
+def test_the_plain_attention_is_taken_unless_the_user_said_otherwise(
+    monkeypatch: pytest.MonkeyPatch, own: str | None
+) -> None:
+    monkeypatch.delenv("ORT_GQA_DISABLE_FLASH_ATTENTION", raising=False)
+    if own is not None:
+        monkeypatch.setenv("ORT_GQA_DISABLE_FLASH_ATTENTION", own)
+    load_runtime()
+    assert os.environ["ORT_GQA_DISABLE_FLASH_ATTENTION"] == (own or "1")
+
+
 def test_a_runtime_that_fails_is_an_engine_error_and_the_next_call_is_fine(engine: OnnxEngine) -> None:
     def lost(_: Any, tokens: Any) -> None:
         raise RuntimeError("device lost")
@@ -210,6 +222,32 @@ def test_talks_that_take_turns_keep_their_caches(engine: OnnxEngine) -> None:
         engine.score([question("hi", talk)])
     for talk in talks:
         assert engine.score([question("hi", talk + "and so on.")])[0].tokens < 20
+
+
+@pytest.mark.parametrize("at_once", [32, 100])
+def test_a_text_is_scored_the_same_in_pieces_and_at_once(
+    engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    text = " ".join(f"Line {number}: {REQUESTS[1]}" for number in range(12))
+    whole = OnnxEngine(open_model("bundled"), "cpu").score([question(text)])[0]
+    monkeypatch.setattr("guardreasoner_guard.kept._AT_ONCE", at_once)
+    pieces = OnnxEngine(open_model("bundled"), "cpu").score([question(text)])[0]
+    assert pieces.tokens == whole.tokens > 2 * at_once
+    assert pieces.probabilities == pytest.approx(whole.probabilities, abs=1e-4)
+
+
+def test_a_batch_of_long_prompts_holds_fewer_of_them(engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [SHORT.render(text, None) + SHORT.score_prefix("request", {}) for text in REQUESTS]
+    together = [written.text for written in engine.generate(prompts, max_tokens=8)]
+    rows: list[int] = []
+    generator = engine._generator
+    monkeypatch.setattr(
+        engine, "_generator", lambda room, count, how: rows.append(count) or generator(room, count, how)
+    )
+    second = sorted(len(engine._encode(prompt)) for prompt in prompts)[1]
+    monkeypatch.setattr("guardreasoner_guard.onnx_engine._BATCH_TOKENS", 2 * second)
+    assert [written.text for written in engine.generate(prompts, max_tokens=8)] == together
+    assert rows == [2, 1, 1]
 
 
 def test_short_prompts_are_scored_the_same_alone_and_side_by_side(engine: OnnxEngine) -> None:
