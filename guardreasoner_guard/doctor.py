@@ -13,8 +13,8 @@ from rich.markup import escape
 from .errors import GuardError, MissingExtra
 from .guard import GuardReasonerGuard
 from .model_dir import open_model
-from .onnx_engine import load_runtime
 from .processor import has_vnni
+from .runtime import load_runtime
 
 _PACKAGES = {
     "langchain-core": "",

@@ -13,21 +13,18 @@ from typing import Literal
 
 from . import answer
 from .engine import Engine, Question, Scored
-from .errors import BadInput, EngineError, UnreadableAnswer
+from .errors import EngineError, UnreadableAnswer
 from .exchange import Exchange
 from .model_dir import Manifest, log_odds
-from .template import Prompt, template
+from .stages import Stage, Stages
+from .template import template
+from .told import Teller
 from .verdict import LABELS, TASKS, Mode, ReasoningStep, Task
-from .views import views
 
 logger = logging.getLogger(__name__)
 
 Reasoning = Literal["adaptive", "always", "never"]
 
-_OVERLAP = 64
-"""Tokens two neighbouring windows share, so that no phrase is seen only in halves; a quarter of a small window."""
-_REQUEST_SHARE = 0.5
-"""Part of the window a request may fill when a response is judged with it."""
 _RETRIES = 4
 """Answers sampled, in one batch, when the first cannot be read or explains another verdict."""
 
@@ -54,42 +51,6 @@ class Judgement:
         return all(self.by_score.get(task, label) == label for task, label in self.by_reasoning.items())
 
 
-@dataclass
-class _Stage:
-    """Tasks of one exchange that are asked together, over one window of its text."""
-
-    exchange: int
-    tasks: tuple[Task, ...]
-    prompt: Prompt
-    harm: float = 0.0
-    """Highest score of a label that is about harm."""
-    harmful: bool = False
-    """Whether a score says harmful."""
-
-
-class _Teller:
-    """Tells the steps of answers that are being written, each once, when it is complete."""
-
-    def __init__(self, told: Callable[[ReasoningStep], None], prefixes: Sequence[str]) -> None:
-        self._told = told
-        self._prefixes = prefixes
-        self._counts = [0] * len(prefixes)
-
-    def hear(self, index: int, text: str) -> None:
-        """Hears what has been written to one prompt; its last step may go on."""
-        self._tell(index, answer.read_steps(self._prefixes[index] + text)[:-1])
-
-    def finish(self, texts: Sequence[str]) -> None:
-        """Hears the whole answers."""
-        for index, text in enumerate(texts):
-            self._tell(index, answer.read_steps(text))
-
-    def _tell(self, index: int, steps: Sequence[ReasoningStep]) -> None:
-        for step in steps[self._counts[index] :]:
-            self._told(step)
-        self._counts[index] = max(self._counts[index], len(steps))
-
-
 class Judge:
     """Asks an engine about exchanges in the words of a manifest's template.
 
@@ -102,8 +63,8 @@ class Judge:
     def __init__(self, engine: Engine, manifest: Manifest, *, undisguise: bool = True) -> None:
         self.engine = engine
         self.manifest = manifest
-        self.undisguise = undisguise
         self._template = template(manifest.template, manifest.policy)
+        self.stages = Stages(engine, self._template, manifest.window, undisguise)
 
     def judge(
         self,
@@ -137,7 +98,7 @@ class Judge:
         """
         wanted = set(tasks)
         judgements = [Judgement() for _ in exchanges]
-        stages = [stage for i, exchange in enumerate(exchanges) for stage in self._stages(i, exchange, wanted)]
+        stages = [stage for i, exchange in enumerate(exchanges) for stage in self.stages.of(i, exchange, wanted)]
         reasons_judge = self.manifest.decides == "reasoning" and not self._template.verdict_first
         if not (reasoning == "always" and reasons_judge):
             self._score(stages, judgements, cancel)
@@ -158,65 +119,7 @@ class Judge:
                 )
         return judgements
 
-    def _stages(self, index: int, exchange: Exchange, wanted: set[Task]) -> list[_Stage]:
-        """The prompts an exchange takes; long texts take several a stage."""
-        answered = exchange.response is not None
-        stages = []
-        for group in self._template.stages:
-            asked = tuple(t for t in group if t in wanted and (t == "request" or answered))
-            if not asked:
-                continue
-            alone = group == ("request",)
-            for request, response in self._windows(exchange, alone):
-                prompt = self._template.render(request, None if alone else response, exchange.history)
-                stages.append(_Stage(index, asked, prompt))
-        if wanted and not stages:
-            raise BadInput("Only labels of a response were asked for, and there is none. Pass the response.")
-        return stages
-
-    def _windows(self, exchange: Exchange, alone: bool) -> list[tuple[str, str | None]]:
-        """The (request, response) texts to judge; every token of the texts that are asked about is in one."""
-        size = self.manifest.window
-        if sum(len(text) for _, text in exchange.history) > 4 * size:
-            raise BadInput("The history is longer than the model's window. Pass the latest turns alone.")
-        if exchange.response is None or alone:
-            return [(part, None) for part in self._readings(exchange.request, size)]
-        room = int(size * _REQUEST_SHARE)
-        one_stage = self._template.stages == (TASKS,)
-        requests = self._readings(exchange.request, room) if one_stage else self._split(exchange.request, room)
-        responses = self._readings(exchange.response, size - room)
-        # beside a response, a long request stands with its two ends, where asks are made; where one stage
-        # asks about both, its other windows follow with the response's beginning
-        setting = exchange.request if requests[0] == exchange.request else self._ends(exchange.request, room)
-        windows: list[tuple[str, str | None]] = [(setting, part) for part in responses]
-        if one_stage and len(requests) > 1:
-            windows += [(part, responses[0]) for part in requests]
-        return windows
-
-    def _readings(self, text: str, size: int) -> list[str]:
-        """The windows of a text as it stands, then what else each may be meant to say.
-
-        The first decides whether a response refuses.
-        """
-        parts = self._split(text, size)
-        if not self.undisguise:
-            return parts
-        return [*parts, *(window for part in parts for view in views(part) for window in self._split(view, size))]
-
-    def last_window(self, response: str) -> int:
-        """Where the last window over a response begins, in characters: what its continuation is judged with."""
-        size = self.manifest.window
-        return len(response) - len(self._split(response, size - int(size * _REQUEST_SHARE))[-1])
-
-    def _split(self, text: str, size: int) -> list[str]:
-        return self.engine.split(text, size, min(_OVERLAP, size // 4))
-
-    def _ends(self, text: str, room: int) -> str:
-        head = self.engine.split(text, room // 2, 0)[0]
-        tail = text[-len(head) :]
-        return f"{head}\n[...]\n{tail}"
-
-    def _score(self, stages: list[_Stage], judgements: Sequence[Judgement], cancel: threading.Event | None) -> None:
+    def _score(self, stages: list[Stage], judgements: Sequence[Judgement], cancel: threading.Event | None) -> None:
         """Scores every label of every stage; where a label is asked after others, in rounds, else at once."""
         known: list[dict[Task, str]] = [{} for _ in stages]
         rounds = [(task,) for task in TASKS] if self._template.chained else [TASKS]
@@ -234,7 +137,7 @@ class Judge:
             for (index, task), scored in zip(asked, self.engine.score(questions, cancel), strict=True):
                 known[index][task] = self._take(task, scored, stages[index], judgements[stages[index].exchange])
 
-    def _take(self, task: Task, scored: Scored, stage: _Stage, judgement: Judgement) -> str:
+    def _take(self, task: Task, scored: Scored, stage: Stage, judgement: Judgement) -> str:
         """Enters one score; returns its label."""
         probability = scored.probabilities[0]
         if not 0 <= probability <= 1:
@@ -253,16 +156,16 @@ class Judge:
                 judgement.labels[task] = judgement.by_score[task] = label
         return label
 
-    def _worst(self, stages: list[_Stage], judgements: list[Judgement]) -> list[_Stage]:
+    def _worst(self, stages: list[Stage], judgements: list[Judgement]) -> list[Stage]:
         """The windows worth reasoning about.
 
         Of each stage the one that scores worst. Where reasoning decides, all that score harmful, lest what is
         said of one window acquit another; and all, where none was scored.
         """
-        groups: dict[tuple[int, tuple[Task, ...]], list[_Stage]] = {}
+        groups: dict[tuple[int, tuple[Task, ...]], list[Stage]] = {}
         for stage in stages:
             groups.setdefault((stage.exchange, stage.tasks), []).append(stage)
-        worst: list[_Stage] = []
+        worst: list[Stage] = []
         for (index, _), windows in groups.items():
             judgements[index].windows = max(judgements[index].windows, len(windows))
             suspect = [window for window in windows if window.harmful] if self.manifest.decides == "reasoning" else []
@@ -272,7 +175,7 @@ class Judge:
 
     def _reasons(
         self,
-        stage: _Stage,
+        stage: Stage,
         judgements: list[Judgement],
         reasoning: Reasoning,
         blocks: Callable[[dict[Task, str]], bool],
@@ -289,7 +192,7 @@ class Judge:
 
     def _explain(
         self,
-        stages: list[_Stage],
+        stages: list[Stage],
         judgements: list[Judgement],
         retell: bool,
         cancel: threading.Event | None,
@@ -323,7 +226,7 @@ class Judge:
 
     def _write(
         self,
-        stages: Sequence[_Stage],
+        stages: Sequence[Stage],
         judgements: list[Judgement],
         cancel: threading.Event | None,
         temperature: float = 0.0,
@@ -334,7 +237,7 @@ class Judge:
             return []
         prefixes = [self._prefix(stage, judgements[stage.exchange]) for stage in stages]
         prompts = [stage.prompt + prefix for stage, prefix in zip(stages, prefixes, strict=True)]
-        teller = None if told is None else _Teller(told, prefixes)
+        teller = None if told is None else Teller(told, prefixes)
         written = self.engine.generate(
             prompts,
             max_tokens=self._template.longest_answer,
@@ -351,7 +254,7 @@ class Judge:
             teller.finish(texts)
         return texts
 
-    def _prefix(self, stage: _Stage, judgement: Judgement) -> str:
+    def _prefix(self, stage: Stage, judgement: Judgement) -> str:
         """How the answer to a stage is made to begin.
 
         Where verdicts come first, with those that the scores reached. Else with the first task of its group,
@@ -362,17 +265,17 @@ class Judge:
         group = next(group for group in self._template.stages if stage.tasks[0] in group)
         return self._template.reasoning_prefix(group)
 
-    def _force(self, stage: _Stage, text: str, judgement: Judgement, cancel: threading.Event | None) -> dict[Task, str]:
+    def _force(self, stage: Stage, text: str, judgement: Judgement, cancel: threading.Event | None) -> dict[Task, str]:
         """Ends an answer that cannot be read: after its reasoning, the labels are scored."""
         reasons = text.split("\nAnswers:")[0].rstrip("-\n ")
         forced = Judgement()
-        self._score([_Stage(0, stage.tasks, stage.prompt + f"{reasons}\n\n---\n\n")], [forced], cancel)
+        self._score([Stage(0, stage.tasks, stage.prompt + f"{reasons}\n\n---\n\n")], [forced], cancel)
         judgement.prompt_tokens += forced.prompt_tokens
         return forced.labels
 
     def _retold(
         self,
-        stages: list[_Stage],
+        stages: list[Stage],
         texts: list[str],
         askew: list[int],
         judgements: list[Judgement],

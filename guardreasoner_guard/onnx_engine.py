@@ -9,25 +9,25 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
 
 from .batcher import Batcher
 from .engine import Heard, Question, Scored, Written, windows
-from .errors import BadModelDir, DeviceUnavailable, EngineError, MissingExtra
+from .errors import BadModelDir, EngineError, MissingExtra
 from .forked import renew_in_children
 from .kept import Caches, common
 from .model_dir import Device, ModelDir, open_model
 from .model_files import Mapped
 from .processor import has_vnni, threads
+from .runtime import choose_device, load_runtime
 from .template import Prompt
 from .worker import Worker
 
@@ -101,7 +101,7 @@ class OnnxEngine:
 
     def __init__(self, model: ModelDir, device: Device = "auto") -> None:
         self._runtime = load_runtime()
-        self.device = _choose_device(self._runtime, model, device)
+        self.device = choose_device(self._runtime, model, device)
         self.name = f"{model.manifest.name} ({model.manifest.precision}, {self.device})"
         self._manifest = model.manifest
         self._path = model.path.resolve()
@@ -366,39 +366,3 @@ def _odds(logits: np.ndarray[Any, Any]) -> tuple[float, ...]:
 def _encodable(text: str) -> str:
     """The text without lone surrogates, which no tokeniser takes; its length stays."""
     return _SURROGATE.sub("\ufffd", text)
-
-
-def load_runtime() -> Any:
-    """ONNX Runtime GenAI, loaded so that it reports nothing to anyone; whatever else needs ONNX Runtime comes after.
-
-    Raises:
-        MissingExtra: It is not installed.
-    """
-    # said before they are loaded; said later, they have given this machine a number and have a thread that reports
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    # its tiled attention on a CPU takes twice the time of the plain one at the lengths of a window
-    os.environ.setdefault("ORT_GQA_DISABLE_FLASH_ATTENTION", "1")
-    try:
-        import onnxruntime  # noqa: F401  (its library must be loaded before the next import)
-        import onnxruntime_genai
-    except ImportError as error:
-        raise MissingExtra(error.name or "onnxruntime-genai", "cpu") from None
-    onnxruntime_genai.disable_telemetry_events()  # a guard reports nothing to anyone
-    return onnxruntime_genai
-
-
-def _choose_device(runtime: Any, model: ModelDir, asked: Device) -> Literal["cpu", "cuda"]:
-    usable = bool(runtime.is_cuda_available())
-    if asked == "cpu" or (asked == "auto" and not (usable and model.manifest.device == "cuda")):
-        return "cpu"
-    if asked == "cuda" and not usable:
-        raise DeviceUnavailable(
-            "CUDA was asked for and is not usable here. Install guardreasoner-guard[cuda] in place of [cpu], check "
-            "that nvidia-smi shows a GPU, or pass device='cpu'. `guardreasoner doctor` says what is missing."
-        )
-    if asked == "cuda" and model.manifest.device != "cuda":
-        raise DeviceUnavailable(
-            f"{model.manifest.name} holds a graph for the CPU ({model.manifest.precision}). Export one for CUDA "
-            "(`guardreasoner export MODEL --device cuda`) and name its directory, or pass device='cpu'."
-        )
-    return "cuda"

@@ -82,7 +82,7 @@ class Siege:
             )
             for _ in range(2)
         )
-        self._guards[0].judge.undisguise = False
+        self._guards[0].judge.stages.undisguise = False
         self._plain: dict[Text, bool] = {}
         self.seconds = [0.0, 0.0]
         """What judging took: of texts as they stand, and of their views besides."""

@@ -209,7 +209,7 @@ class Withheld:
         chunks, self._chunks = self._chunks[:free], self._chunks[free:]
         self._seen = len(self._chunks)
         with suppress(Exception):  # else it is judged again with what follows
-            self._begin += self._guard.judge.last_window(self._judged[self._begin :])
+            self._begin += self._guard.judge.stages.last_window(self._judged[self._begin :])
         return chunks
 
     def _text(self) -> str:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = {
     "errors": 0, "verdict": 0,
     "exchange": 1, "template": 1, "answer": 1, "policy": 1, "engine": 1, "model_files": 1, "model_dir": 1,
-    "views": 1, "plain": 1, "decoding": 1, "vocabulary": 1, "forked": 1, "worker": 1, "batcher": 1, "kept": 1, "processor": 1, "unseen": 1, "retry": 1, "remembered": 2, "onnx_engine": 2, "remote_engine": 2,
+    "views": 1, "plain": 1, "decoding": 1, "vocabulary": 1, "forked": 1, "worker": 1, "batcher": 1, "kept": 1, "processor": 1, "unseen": 1, "retry": 1, "told": 2, "stages": 2, "runtime": 2, "remembered": 2, "onnx_engine": 3, "remote_engine": 2,
     "judge": 3, "checks": 4, "observed": 5, "watched": 5, "guard": 6,
     "course": 7, "withheld": 8, "guarded": 9, "decorator": 7, "demo": 7, "doctor": 7, "security": 7, "bench": 7, "soak": 8,
     "replay": 7, "cli_options": 7, "cli_train": 8, "cli_evaluate": 8, "cli_moderate": 8, "cli_serve": 8, "cli_attack": 9, "attacks": 7, "disguises": 6, "pretences": 5, "siege": 8,

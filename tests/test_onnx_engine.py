@@ -16,7 +16,8 @@ from guardreasoner_guard import DeviceUnavailable, EngineError, GuardReasonerGua
 from guardreasoner_guard.engine import Question
 from guardreasoner_guard.kept import MOST
 from guardreasoner_guard.model_dir import open_model
-from guardreasoner_guard.onnx_engine import OnnxEngine, load_runtime
+from guardreasoner_guard.onnx_engine import OnnxEngine
+from guardreasoner_guard.runtime import load_runtime
 from guardreasoner_guard.template import SHORT, Prompt
 
 WORDS = ("harmful", "unharmful")
@@ -241,9 +242,12 @@ def test_a_batch_of_long_prompts_holds_fewer_of_them(engine: OnnxEngine, monkeyp
     together = [written.text for written in engine.generate(prompts, max_tokens=8)]
     rows: list[int] = []
     generator = engine._generator
-    monkeypatch.setattr(
-        engine, "_generator", lambda room, count, how: rows.append(count) or generator(room, count, how)
-    )
+
+    def counted(room: int, count: int, how: dict[str, Any]) -> Any:
+        rows.append(count)
+        return generator(room, count, how)
+
+    monkeypatch.setattr(engine, "_generator", counted)
     second = sorted(len(engine._encode(prompt)) for prompt in prompts)[1]
     monkeypatch.setattr("guardreasoner_guard.onnx_engine._BATCH_TOKENS", 2 * second)
     assert [written.text for written in engine.generate(prompts, max_tokens=8)] == together

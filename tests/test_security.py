@@ -165,7 +165,7 @@ def test_nothing_loads_onnx_runtime_before_it_is_kept_from_reporting(folder: str
         late = [
             body for body in bodies if (found := loads.search(body)) and "load_runtime()" not in body[: found.start()]
         ]
-        assert not late, f"{path}: call onnx_engine.load_runtime first"
+        assert not late, f"{path}: call runtime.load_runtime first"
         assert len(loads.findall(source)) == sum(len(loads.findall(body)) for body in bodies), (
             f"{path} loads it at once"
         )

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from guardreasoner_guard.onnx_engine import load_runtime
+from guardreasoner_guard.runtime import load_runtime
 
 _EMBED, _HEAD, _WEIGHT = "/model/embed_tokens", "/lm_head/MatMul", "lm_head.MatMul.weight"
 _MAX_FILE = 90_000_000

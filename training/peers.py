@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from guardreasoner_guard.bench import Peer
 from guardreasoner_guard.model_dir import ModelDir
-from guardreasoner_guard.onnx_engine import load_runtime
 from guardreasoner_guard.processor import threads
+from guardreasoner_guard.runtime import load_runtime
 
 from .graph import reference_graph
 from .thaw import thaw, thaw_tokenizer
