@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from guardreasoner_guard.training.export import ParityError, export, set_thresholds
 from guardreasoner_guard.training.graph import reference_graph
 from guardreasoner_guard.training.rows import SeedRow, read_rows
+from safetensors.torch import load_file, save_file
 
 from guardreasoner_guard import BadInput, GuardReasonerGuard
 from guardreasoner_guard.model_dir import open_model
@@ -41,6 +44,21 @@ def test_a_graph_that_is_too_far_from_torch_is_refused(checkpoint: Path, rows: P
     with pytest.raises(ParityError, match="Export with precision fp32"):
         exported(checkpoint, rows, tmp_path / "out", precision="int8", max_error=1e-9)
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_model_that_is_sure_of_itself_is_not_refused_for_how_sure_it_is(
+    checkpoint: Path, rows: Path, tmp_path: Path
+) -> None:
+    sure = tmp_path / "sure"
+    shutil.copytree(checkpoint, sure)
+    weights = load_file(sure / "model.safetensors")
+    head = "lm_head.weight" if "lm_head.weight" in weights else "model.embed_tokens.weight"
+    tokens = open_model(exported(checkpoint, rows, tmp_path / "out", precision="fp32")).manifest.label_tokens
+    for word, strength in (("harmful", 300.0), ("unharmful", -300.0)):
+        weights[head][tokens[word]] = strength * weights[head][tokens["refusal"]]
+    save_file(weights, sure / "model.safetensors", {"format": "pt"})
+    directory = exported(sure, rows, tmp_path / "sure-out", precision="int8")
+    assert open_model(directory).manifest.parity["greatest log-odds error"] <= 2 * math.log(99)
 
 
 @pytest.mark.parametrize("template", ["short/1", "guardreasoner/1"])
