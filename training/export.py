@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from guardreasoner_guard.engine import Question
 from guardreasoner_guard.errors import BadInput, GuardError
-from guardreasoner_guard.model_dir import MANIFEST, Manifest, ModelDir, open_model
+from guardreasoner_guard.model_dir import MANIFEST, Manifest, ModelDir, log_odds, open_model
 from guardreasoner_guard.model_files import sha256
 from guardreasoner_guard.template import PAPER, template
 from guardreasoner_guard.verdict import LABELS, Task
@@ -196,7 +196,7 @@ def measure_parity(checkpoint: Path, model: ModelDir, rows: Sequence[SeedRow]) -
                 first, second = (model.manifest.label_tokens[word] for word in words)
                 expected = float(logits[first] - logits[second])
                 found = engine.score([Question(asked, words)])[0].probabilities[0]
-                pairs.append((expected, math.log(max(found, 1e-12) / max(1 - found, 1e-12))))
+                pairs.append((expected, log_odds(found)))
     distances = [abs(_bounded(expected) - _bounded(found)) for expected, found in pairs]
     return {
         "mean log-odds error": round(sum(distances) / len(distances), 4),
