@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from .cli_attack import attack
 from .cli_evaluate import calibrate, evaluate, relabel, replay, report, score
 from .cli_moderate import moderate
-from .cli_options import Device, Model, Reasoning, checked_device, open_guard
+from .cli_options import Category, Device, Model, PolicyFile, Reasoning, checked_device, open_guard, read_policy
 from .cli_serve import serve
 from .cli_train import train
-from .errors import GuardError
+from .errors import GuardError, MissingExtra
 
 if TYPE_CHECKING:
     from .verdict import Verdict
+
+_TRAIN = set(
+    "accelerate datasets jinja2 matplotlib onnx optimum peft pyarrow scipy sklearn torch transformers trl".split()
+)
+"""Packages that the `train` extra brings."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 app.add_typer(train, name="train")
@@ -135,8 +141,13 @@ def export(
     decides: Annotated[str, typer.Option(help="What judges: score, or reasoning.")] = "reasoning",
     max_error: Annotated[float, typer.Option(help="Largest mean distance of log-odds from torch's.")] = 1.0,
     cuda_graph: Annotated[bool, typer.Option(help="Capture the decoding step as a CUDA graph.")] = False,
+    policy: PolicyFile = None,
+    category: Category = None,
 ) -> None:
-    """Turn a checkpoint into a model directory and measure how far it is from the torch model."""
+    """Turn a checkpoint into a model directory and measure how far it is from the torch model.
+
+    The policy is the one it was trained with; a checkpoint that was made here says it itself.
+    """
     from guardreasoner_guard.training.export import export as run
     from guardreasoner_guard.training.rows import SeedRow, read_rows
 
@@ -144,7 +155,7 @@ def export(
     sample: dict[str, Any] = {} if rows is None else {"rows": list(read_rows(rows, SeedRow))[:200]}
     run(
         checkpoint, out, name=name, template_version=template, device=device, precision=precision, decides=decides,
-        max_error=max_error, cuda_graph=cuda_graph, **sample,
+        max_error=max_error, cuda_graph=cuda_graph, policy=read_policy(policy, category) or None, **sample,
     )  # fmt: skip
     typer.echo(f"GuardReasonerGuard({str(out)!r})")
 
@@ -172,9 +183,21 @@ def main() -> None:
     """Runs the command; an error of ours is one line, not a traceback."""
     try:
         app()
+    except ModuleNotFoundError as error:
+        if error.name not in _TRAIN:
+            raise
+        _end(f"MissingExtra: {MissingExtra(error.name, 'train')}")
     except GuardError as error:
-        typer.echo(f"{type(error).__name__}: {error}", err=True)
-        sys.exit(2)
+        _end(f"{type(error).__name__}: {error}")
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _end(f"The disk is full: {error}. Free some room and run the same command again.")
+
+
+def _end(why: str) -> NoReturn:
+    typer.echo(why, err=True)
+    sys.exit(2)
 
 
 def _show(verdict: Verdict) -> None:

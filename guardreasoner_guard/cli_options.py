@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 Model = Annotated[str, typer.Option(help="bundled, a model directory, or a hub id.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Reasoning = Annotated[str, typer.Option(help="adaptive, always or never.")]
+PolicyFile = Annotated[Path | None, typer.Option("--policy", help="A text file: what is harmful here.")]
+Category = Annotated[list[str] | None, typer.Option(help="A kind of harm, told with the policy; repeatable.")]
 
 
 def open_guard(model: str, reasoning: str, device: str, **settings: Any) -> GuardReasonerGuard:
@@ -55,6 +58,22 @@ def served_guard(urls: Sequence[str], name: str, wording: str, reasoning: str) -
 def _check_reasoning(reasoning: str) -> None:
     if reasoning not in ("adaptive", "always", "never"):
         raise BadInput(f"reasoning is {reasoning!r}. Choose adaptive, always or never.")
+
+
+def read_policy(path: Path | None, categories: Sequence[str] | None) -> str:
+    """A policy as it stands in a guard's instruction, from its file and the names of its kinds of harm.
+
+    Raises:
+        BadInput: The file cannot be read.
+    """
+    from guardreasoner_guard.training.wording import worded
+
+    try:
+        text = path.read_text(encoding="utf-8") if path is not None else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} cannot be read ({error}). Name a UTF-8 text file.") from error
+    wording: str = worded(text, categories or [])
+    return wording
 
 
 def read_columns(pairs: Sequence[str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -16,6 +17,7 @@ from guardreasoner_guard.errors import BadInput
 
 from .base import load_base
 from .recipe import begin, mark_done
+from .wording import trained_in
 
 
 def average(models: Sequence[str], out: Path) -> Path:
@@ -34,7 +36,10 @@ def average(models: Sequence[str], out: Path) -> Path:
     """
     if len(models) < 2:
         raise BadInput("A mean takes two models at least.")
-    made_by = {"average of": list(models)}
+    made_by: dict[str, Any] = {"average of": list(models)}
+    [wording, *others] = {trained_in(Path(name)) for name in models}
+    if wording is not None and not others:
+        made_by["wording"] = list(wording)
     if begin(out, out / "done.json", made_by):
         return out
     mean, tokenizer = load_base(models[0], torch.float32)

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from guardreasoner_guard.errors import BadInput
 from guardreasoner_guard.model_dir import MANIFEST, open_model
+from guardreasoner_guard.model_files import sha256
 
 from .thaw import thaw, thaw_tokenizer
 
@@ -55,6 +56,17 @@ def load_tokenizer(name: str) -> Any:
     if extra:
         tokenizer.add_bos_token = False
     return tokenizer
+
+
+def model_id(name: str) -> str:
+    """What tells a model from another at the same place: what its stage or its export wrote beside the weights.
+
+    Where neither did, its place: a folder's whole path, or a hub id or URL as it is.
+    """
+    for said in (Path(name) / MANIFEST, Path(name) / "done.json"):
+        if said.exists():
+            return sha256(said)
+    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def _is_exported(name: str) -> bool:

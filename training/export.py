@@ -21,6 +21,7 @@ from guardreasoner_guard.verdict import LABELS, Task
 
 from .encode import bos_token, plain_ids
 from .rows import SeedRow
+from .wording import Wording, trained_in
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def export(
     *,
     name: str,
     template_version: str = "",
-    policy: str = "",
+    policy: str | None = None,
     rows: Sequence[SeedRow] = _SAMPLE,
     device: Literal["cpu", "cuda"] = "cpu",
     precision: str = "int8",
@@ -77,7 +78,7 @@ def export(
         template_version: The wording it was trained on; left out, what the training stage wrote in `done.json`
             says it, and else it is the paper's, `guardreasoner/1`. What else stands in `done.json` goes into the
             manifest as provenance.
-        policy: The policy it was trained with, if any.
+        policy: The policy it was trained with; left out, what the training stage wrote says it.
         rows: Real rows: some to find outliers for int8, others to measure parity on.
         device: What the graph is for. A CUDA graph is built anywhere; its parity is measured where CUDA is.
         precision: `int8`, `int4` or `fp32` on the CPU, `fp16` or `int4` on CUDA.
@@ -102,7 +103,9 @@ def export(
         raise BadInput(f"{out} holds something that is no model. Name a new folder, or an exported one to replace.")
     rows = random.Random(0).sample(rows, len(rows))  # a table often holds one class after the other
     checkpoint = _fetched(checkpoint)
-    template_version = template_version or _trained_on(checkpoint)
+    trained = _trained_in(checkpoint, template_version)
+    template_version = template_version or trained.template
+    policy = trained.policy if policy is None else policy
     wording = template(template_version, policy)
     made = out.with_name(f"{out.name}.part")
     shutil.rmtree(made, ignore_errors=True)
@@ -229,15 +232,12 @@ def _fetched(checkpoint: Path | str) -> Path:
         ) from error
 
 
-def _trained_on(checkpoint: Path) -> str:
-    """The wording a checkpoint was trained on, if it was trained here; else the paper's."""
-    said = checkpoint / "done.json"
-    if not said.exists():
-        return PAPER.version
-    recipe = json.loads(said.read_text(encoding="utf-8"))["made by"].get("recipe")
-    if not isinstance(recipe, dict):
-        raise BadInput(f"{said} does not say which wording the model was trained on. Name it: --template short/2.")
-    return str(recipe["sft"]["template"])
+def _trained_in(checkpoint: Path, named: str) -> Wording:
+    """What a checkpoint was trained in, if it was trained here; else the paper's template, and no policy."""
+    found = trained_in(checkpoint)
+    if found is None and not named and (checkpoint / "done.json").exists():
+        raise BadInput(f"{checkpoint} does not say in which wording it was trained. Name it: --template short/2.")
+    return found or Wording(PAPER.version, "")
 
 
 def _provenance(checkpoint: Path) -> dict[str, Any]:

@@ -15,11 +15,13 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from guardreasoner_guard.errors import BadInput
 
-from .base import load_base
+from .base import load_base, model_id
 from .encode import plain_ids, prompt_ids
-from .fit import fit, freeze, optimizer, settings
+from .fit import configured, fit, freeze, optimizer
 from .mine import Pair, merge
 from .recipe import Recipe, begin
+from .rows import fingerprint
+from .wording import policy_of
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +40,16 @@ def hsdpo(recipe: Recipe, pairs: Sequence[Path], checkpoint: Path, out: Path) ->
         The folder of the finished model; where it is complete already, nothing is done.
 
     Raises:
-        BadInput: There is no pair, a file cannot be read, or the folder holds another run.
+        BadInput: There is no pair, a file cannot be read, the checkpoint was trained in another template, or the folder
+            holds another run.
     """
+    arguments = configured(
+        DPOConfig, out, recipe.seed, recipe.hsdpo.trainer,
+        beta=recipe.hsdpo.beta, max_length=None, precompute_ref_log_probs=True, disable_dropout=True,
+    )  # fmt: skip
     made_by = {
-        "recipe": recipe.model_dump(mode="json"), "pairs": [str(path) for path in pairs], "base": str(checkpoint),
+        "recipe": recipe.model_dump(mode="json"), "policy": policy_of(checkpoint, recipe.sft.template),
+        "pairs": [fingerprint(path) for path in pairs], "base": model_id(str(checkpoint)),
     }  # fmt: skip
     with PartialState().main_process_first():
         if begin(out, out / "model" / "done.json", made_by):
@@ -51,12 +59,9 @@ def hsdpo(recipe: Recipe, pairs: Sequence[Path], checkpoint: Path, out: Path) ->
         raise BadInput("There is no hard sample to learn from. Mine more rows or samples, or export the R-SFT model.")
     model, tokenizer = load_base(str(checkpoint), getattr(torch, recipe.sft.dtype))
     freeze(model, recipe.sft)
-    arguments = settings(out, recipe.seed, recipe.hsdpo.trainer)
     trainer = HardSampleTrainer(
         model=model,
-        args=DPOConfig(
-            **arguments, beta=recipe.hsdpo.beta, max_length=None, precompute_ref_log_probs=True, disable_dropout=True
-        ),
+        args=arguments,
         train_dataset=Dataset.from_list([encode_pair(pair, tokenizer) for pair in merged]),
         data_collator=PairCollator(pad_token_id=tokenizer.eos_token_id),
         processing_class=tokenizer,

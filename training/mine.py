@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -26,7 +27,7 @@ from guardreasoner_guard.template import Prompt, Template, template
 from guardreasoner_guard.verdict import Task
 
 from .recipe import Mine, Recipe, begin, mark_done
-from .rows import ReasoningRow, read_journal, read_rows, write_rows
+from .rows import ReasoningRow, fingerprint, read_journal, read_rows, write_rows
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,14 @@ class Ask:
 
 
 def mine(
-    recipe: Recipe, rows: Path, engine: Engine, out: Path, *, policy: str = "", sources: Sequence[str] | None = None
+    recipe: Recipe,
+    rows: Path,
+    engine: Engine,
+    out: Path,
+    *,
+    policy: str = "",
+    sources: Sequence[str] | None = None,
+    model: str = "",
 ) -> Path:
     """Samples answers to training rows and keeps the hard ones as weighted pairs.
 
@@ -76,18 +84,19 @@ def mine(
         out: Folder for `samples.jsonl`, which a run that was stopped goes on from, and `pairs.jsonl`.
         policy: The policy the model was trained with.
         sources: Only rows of these; None takes all.
+        model: What tells the engine's model from others, where its name does not; see `base.model_id`.
 
     Returns:
         The path of `pairs.jsonl`; where it is complete already, nothing is done.
 
     Raises:
-        BadInput: The folder holds the pairs of another recipe or model, or a row cannot be read.
+        BadInput: The folder holds the pairs of another recipe, model or rows, or a row cannot be read.
         EngineError: The model could not be run; what was sampled so far is kept.
     """
     path = out / "pairs.jsonl"
     made_by = {
-        "recipe": recipe.model_dump(mode="json"), "model": engine.name, "policy": policy,
-        "sources": None if sources is None else sorted(sources),
+        "recipe": recipe.model_dump(mode="json"), "model": model or engine.name, "policy": policy,
+        "rows": fingerprint(rows), "sources": None if sources is None else sorted(sources),
     }  # fmt: skip
     if begin(out, out / "mine.json", made_by):
         return path
@@ -109,7 +118,7 @@ def open_engine(model: str, name: str = "") -> Engine:
     """Finds what runs a model: a server by its URL, an exported model directory, or a transformers checkpoint.
 
     Args:
-        model: URL, directory or checkpoint.
+        model: URL (its key is read from GUARDREASONER_API_KEY), directory or checkpoint.
         name: What a server calls its model.
 
     Raises:
@@ -118,7 +127,7 @@ def open_engine(model: str, name: str = "") -> Engine:
     if "://" in model:
         from guardreasoner_guard.remote_engine import RemoteEngine
 
-        return RemoteEngine(model, name)
+        return RemoteEngine(model, name, api_key=os.environ.get("GUARDREASONER_API_KEY"))
     if (Path(model) / MANIFEST).exists():
         from guardreasoner_guard.onnx_engine import OnnxEngine
 

@@ -7,11 +7,12 @@ import os
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from guardreasoner_guard.errors import BadInput
+from guardreasoner_guard.template import template
 
 
 class _Table(BaseModel):
@@ -35,7 +36,8 @@ class Data(_Table):
     """Which seeds, and how long a row may be."""
 
     sources: tuple[Source, ...]
-    languages: tuple[str, ...] = ("en",)
+    languages: tuple[str, ...] = ()
+    """Rows of other languages are left out and counted; with none named, every row is taken."""
     max_request_tokens: int = 256
     """Longer requests are left out and counted: their point may stand at the end."""
     crop_response_tokens: int = 128
@@ -48,7 +50,7 @@ class Sft(_Table):
     base: str
     """Hub id or folder of the base model; `folder/file.gguf` loads a GGUF file."""
     template: str = "short/1"
-    dtype: str = "bfloat16"
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     train_embeddings: bool = False
     frozen_layers: int = Field(default=0, ge=0)
     """So many layers from the bottom keep the base's weights, which saves their backward pass."""
@@ -57,6 +59,12 @@ class Sft(_Table):
     lora: dict[str, Any] | None = None
     """Settings of a peft.LoraConfig: train low-rank adapters, merged at the end, in place of all weights."""
     trainer: dict[str, Any] = {}
+
+    @field_validator("template")
+    @classmethod
+    def _is_known(cls, version: str) -> str:
+        template(version)
+        return version
 
 
 class Mine(_Table):
@@ -71,7 +79,15 @@ class Mine(_Table):
     gamma: float = Field(default=0.2, ge=0.0, lt=1.0)
     """Weights of pairs lie between 1 - gamma and 1 + gamma."""
     leave_out: tuple[str, ...] = ()
-    """Sources left out of one diversity model each; with none, only the model's own hard samples are used."""
+    """Sources left out of one diversity model each, two at least, since the rows of one are asked of the models without
+    another; with none named, only the model's own hard samples are used."""
+
+    @field_validator("leave_out")
+    @classmethod
+    def _are_several(cls, sources: tuple[str, ...]) -> tuple[str, ...]:
+        if len(sources) == 1 or len(set(sources)) < len(sources):
+            raise ValueError("two sources at least, each once: the rows of one are asked of the models without another")
+        return sources
 
 
 class Hsdpo(_Table):

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from guardreasoner_guard.errors import BadInput
+from guardreasoner_guard.model_files import sha256
 from guardreasoner_guard.verdict import Task
 
 
@@ -79,6 +80,18 @@ def read_rows(path: Path, kind: type[Row]) -> Iterator[Row]:
         raise BadInput(f"Cannot read {path}: {error.strerror}. Name a file of JSON lines.") from error
     except UnicodeDecodeError as error:
         raise BadInput(f"{path} is not UTF-8 text ({error.reason}). Save it as UTF-8.") from error
+
+
+def fingerprint(path: Path) -> str:
+    """What tells a file's content from another's.
+
+    Raises:
+        BadInput: The file cannot be read.
+    """
+    try:
+        return sha256(path)
+    except OSError as error:
+        raise BadInput(f"Cannot read {path}: {error.strerror}. Name a file of JSON lines.") from error
 
 
 def write_rows(path: Path, rows: Iterable[BaseModel]) -> int:

@@ -19,9 +19,9 @@ from guardreasoner_guard.template import template
 
 from .base import load_base
 from .encode import IGNORED, Encoder, TreeCollator
-from .fit import fit, freeze, optimizer, settings
+from .fit import configured, fit, freeze, optimizer
 from .recipe import Recipe, begin
-from .rows import ReasoningRow, read_rows
+from .rows import ReasoningRow, fingerprint, read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,9 @@ _ROW_SCALE = 64.0
 this brings its gradient to the size that clipping at 1 expects."""
 
 
-def rsft(recipe: Recipe, rows: Path, out: Path, base: str | None = None, policy: str = "") -> Path:
+def rsft(
+    recipe: Recipe, rows: Path, out: Path, base: str | None = None, policy: str = "", *, without: Sequence[str] = ()
+) -> Path:
     """Fine-tunes the base model on reasoning rows; the loss is on answers only.
 
     Under `accelerate launch` every process calls it, and the work is shared.
@@ -42,22 +44,30 @@ def rsft(recipe: Recipe, rows: Path, out: Path, base: str | None = None, policy:
             goes on there.
         base: Takes the place of the recipe's base.
         policy: Natural-language policy that stands in the instruction.
+        without: Sources whose rows are not learned from: a diversity model (paper, appendix B.2).
 
     Returns:
         The folder of the finished model; where it is complete already, nothing is done.
 
     Raises:
-        BadInput: The folder holds a run of another recipe or base, the base cannot be loaded, or a row
-            cannot be read.
+        BadInput: The folder holds a run of another recipe, base or rows, the base cannot be loaded, a row cannot be
+            read, or `without` names no source or leaves none.
     """
-    made_by = {"recipe": recipe.model_dump(mode="json"), "base": base or recipe.sft.base, "policy": policy}
+    taught = _taught(rows, without)
+    arguments = configured(
+        SFTConfig, out, recipe.seed, recipe.sft.trainer, dataset_kwargs={"skip_prepare_dataset": True}
+    )
+    made_by = {
+        "recipe": recipe.model_dump(mode="json"), "base": base or recipe.sft.base, "policy": policy,
+        "rows": fingerprint(rows), "without": sorted(without),
+    }  # fmt: skip
     with PartialState().main_process_first():
         if begin(out, out / "model" / "done.json", made_by):
             return out / "model"
     model, tokenizer = load_base(base or recipe.sft.base, getattr(torch, recipe.sft.dtype))
     model = _chosen_weights(model, recipe)
     encoder = Encoder(tokenizer, template(recipe.sft.template, policy), recipe.data, recipe.sft.label_weight)
-    trees = [tree for row in read_rows(rows, ReasoningRow) if (tree := encoder.encode(row))]
+    trees = [tree for row in taught if (tree := encoder.encode(row))]
     if not trees:
         raise BadInput(
             f"No row of {rows} can be taught: {encoder.dropped} are too long. Raise data.max_request_tokens."
@@ -69,16 +79,27 @@ def rsft(recipe: Recipe, rows: Path, out: Path, base: str | None = None, policy:
         "responses cut": encoder.cropped,
     }
     logger.info("R-SFT on %s", counts)
-    arguments = settings(out, recipe.seed, recipe.sft.trainer)
     trainer = TreeTrainer(
         model=model,
-        args=SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}),
+        args=arguments,
         train_dataset=Dataset.from_list([{**vars(tree), "length": len(tree.input_ids)} for tree in trees]),
         data_collator=TreeCollator(tokenizer.eos_token_id, model.dtype),
         processing_class=tokenizer,
         **optimizer(model, arguments),
     )
     return fit(trainer, tokenizer, out, made_by, counts)
+
+
+def _taught(path: Path, without: Sequence[str]) -> list[ReasoningRow]:
+    rows = list(read_rows(path, ReasoningRow))
+    kept = [row for row in rows if row.source not in without]
+    sources = sorted({row.source for row in rows})
+    if not set(without) <= set(sources) or (rows and not kept):
+        raise BadInput(
+            f"Left out are to be {', '.join(without)}; the rows of {path} are of {', '.join(sources)}. Name some of "
+            "these, and leave one to learn from."
+        )
+    return kept
 
 
 def _chosen_weights(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -10,22 +9,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from guardreasoner_guard.errors import BadInput, GuardError
+import torch
+from trl import DPOConfig, SFTConfig
+
+from guardreasoner_guard.errors import BadInput
 from guardreasoner_guard.judge import Judge, Reasoning
 from guardreasoner_guard.model_dir import MANIFEST, open_model
 from guardreasoner_guard.onnx_engine import OnnxEngine
 
-from .base import load_tokenizer
+from .base import load_base, load_tokenizer, model_id
 from .benchmarks import ASKS, BenchmarkRow
 from .card import write_card
+from .disk import full_disk_told
 from .encode import plain_ids
 from .evaluate import evaluate
 from .evaluation import write_evaluation
 from .export import export
+from .fit import configured, freeze
 from .hsdpo import hsdpo
 from .mine import mine
 from .recipe import Recipe, is_done, mark_done
-from .rows import ReasoningRow, SeedRow, read_rows, write_rows
+from .rows import ReasoningRow, SeedRow, fingerprint, read_rows, write_rows
 from .rsft import rsft
 from .subject import JudgeSubject
 from .synthesize import synthesize
@@ -39,10 +43,6 @@ HELD_OUT = 0.2
 """Share of the rows that is tested on and never learned from, where no test file is given."""
 
 
-class DiskFull(GuardError):
-    """A stage could not write; what was finished before is kept."""
-
-
 def train_all(
     recipe: Recipe,
     data: str,
@@ -53,7 +53,6 @@ def train_all(
     test: str | None = None,
     columns: Mapping[str, str] | None = None,
     policy: str = "",
-    categories: Sequence[str] = (),
 ) -> Path:
     """Makes a guard from a user's own labelled rows: synthesis, R-SFT, hard samples, HS-DPO, export, evaluation.
 
@@ -62,42 +61,45 @@ def train_all(
         data: A `.csv`, `.jsonl` or `.parquet` file or a hub data set; see `table.read_table`.
         out: The model directory to make. The stages lie beside it in `OUT-stages`, where a run that was
             stopped goes on; they can be removed afterwards.
-        teacher: Who writes the reasoning.
+        teacher: Who writes the reasoning; it is best told the policy too.
         base: Takes the place of the recipe's base.
         test: Rows to test on; without it a fifth of `data` is held out.
         columns: Which column holds a field.
-        policy: What is harmful here, in natural language; it stands in the guard's instruction ever after.
-        categories: Names of the kinds of harm; they stand with the policy.
+        policy: What is harmful here, in natural language, perhaps with the kinds of harm (`wording.worded`); it stands
+            in the guard's instruction ever after.
 
     Returns:
         `out`, with the model card and `evaluation-never.json`, `evaluation-always.json` in it.
 
     Raises:
         BadInput: The rows, the recipe or the base do not do; the message says what to change.
+        TeacherError: The teacher could not be asked; what it answered is kept.
         DiskFull: There is no room left; run it again once there is.
     """
-    wording = "\n".join([policy.strip(), f"Categories: {', '.join(categories)}." if categories else ""]).strip()
-    stages = out.with_name(f"{out.name}-stages")
+    stages = stages_of(out)
     if out.exists() and any(out.iterdir()) and not (out / MANIFEST).exists():
         raise BadInput(f"{out} holds something that is no guard. Name a new folder, or a guard to replace.")
-    try:
-        _check_lengths(recipe, seeds := _prepare(recipe, data, test, columns, stages / "data"), base)
+    with full_disk_told(stages):
+        seeds = _prepare(recipe, data, test, columns, stages / "data")
+        _check(recipe, seeds, base, stages)
         reasoning = synthesize(recipe, seeds, teacher, stages / "reasoning")
-        tuned = rsft(recipe, reasoning, stages / "rsft", base, wording)
-        pairs = [mine(recipe, reasoning, TorchEngine(tuned), stages / "mined", policy=wording)]
-        pairs += _diversity(recipe, reasoning, stages, base, wording)
+        check_classes(
+            list(read_rows(reasoning, ReasoningRow)),
+            f"left after synthesis (why others are not: {stages}/reasoning/rejected.jsonl)",
+        )
+        tuned = rsft(recipe, reasoning, stages / "rsft", base, policy)
+        pairs = _hard_samples(recipe, reasoning, tuned, stages, base, policy)
         final = _prefer(recipe, pairs, tuned, stages)
-        _export(recipe, final, reasoning, out, wording, stages / "export.json")
-        results = [_examine(out, stages / "data" / "test.jsonl", mode) for mode in ("never", "always")]
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise DiskFull(
-            f"The disk of {stages} is full. Free some room and run the same command again; finished stages are kept."
-        ) from error
+        _export(recipe, final, reasoning, out, policy, stages / "export.json")
+        results = [_examine(out, stages, mode) for mode in ("never", "always")]
     facts = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in _manifests(stages).items()}
-    write_card(out, facts, results, wording)
+    write_card(out, facts, results, policy)
     return out
+
+
+def stages_of(out: Path) -> Path:
+    """The folder of the stages of the guard that is made at `out`."""
+    return out.with_name(f"{out.name}-stages")
 
 
 def _prepare(recipe: Recipe, data: str, test: str | None, columns: Mapping[str, str] | None, folder: Path) -> Path:
@@ -119,8 +121,8 @@ def _prepare(recipe: Recipe, data: str, test: str | None, columns: Mapping[str, 
     return folder
 
 
-def _check_lengths(recipe: Recipe, folder: Path, base: str | None) -> None:
-    """Names the first row that is too long for the recipe, before anything is asked or trained."""
+def _check(recipe: Recipe, folder: Path, base: str | None, stages: Path) -> None:
+    """Whether the rows, the base and the recipe do, before a teacher is asked that may cost money."""
     tokenizer = load_tokenizer(base or recipe.sft.base)
     for row in (row for name in ("rows", "test") for row in read_rows(folder / f"{name}.jsonl", SeedRow)):
         if len(plain_ids(tokenizer, row.prompt)) > recipe.data.max_request_tokens:
@@ -128,29 +130,41 @@ def _check_lengths(recipe: Recipe, folder: Path, base: str | None) -> None:
                 f"The request of row {row.id} is longer than {recipe.data.max_request_tokens} "
                 "tokens. Shorten or remove it, or raise data.max_request_tokens in a recipe of your own."
             )
+    if unknown := set(recipe.mine.leave_out) - {row.source for row in read_rows(folder / "rows.jsonl", SeedRow)}:
+        raise BadInput(f"mine.leave_out names {unknown.pop()!r}, which is no source of the rows. Mend the recipe.")
+    configured(SFTConfig, stages, recipe.seed, recipe.sft.trainer)
+    configured(DPOConfig, stages, recipe.seed, recipe.hsdpo.trainer)
+    if not (stages / "reasoning" / "synthesize.json").exists():
+        model, _ = load_base(base or recipe.sft.base, getattr(torch, recipe.sft.dtype))
+        freeze(model, recipe.sft)
 
 
 def _fingerprint(rows: Sequence[SeedRow]) -> str:
     return hashlib.sha256("\n".join(row.model_dump_json() for row in rows).encode()).hexdigest()
 
 
-def _diversity(recipe: Recipe, reasoning: Path, stages: Path, base: str | None, policy: str) -> list[Path]:
-    """Hard samples of models that were not shown one source each (the paper's ensemble).
+def _hard_samples(
+    recipe: Recipe, reasoning: Path, tuned: Path, stages: Path, base: str | None, policy: str
+) -> list[Path]:
+    """The model's own hard samples, or the paper's ensemble of several models'.
 
-    Rows of a source are asked of the models that have seen it.
+    For the ensemble each source in `leave_out` is left out of one diversity model. Rows of such a source are asked of
+    the diversity models that have seen it, rows of the others of the model itself.
     """
-    found: list[Path] = []
-    rows = list(read_rows(reasoning, ReasoningRow))
-    for source in recipe.mine.leave_out:
+    left_out = recipe.mine.leave_out
+    sources = {row.source for row in read_rows(reasoning, ReasoningRow)}
+    own = [*(sources - {*left_out})] if left_out else None
+    found = [_mined(recipe, reasoning, tuned, stages / "mined", policy, own)]
+    for source in left_out:
         folder = stages / f"without-{source}"
-        kept = [row for row in rows if row.source != source]
-        if len(kept) in (0, len(rows)):
-            raise BadInput(f"mine.leave_out names {source!r}, which is no source beside others. Mend the recipe.")
-        write_rows(folder / "reasoning.jsonl", kept)
-        tuned = rsft(recipe, folder / "reasoning.jsonl", folder / "rsft", base, policy)
-        others = [other for other in recipe.mine.leave_out if other != source]
-        found.append(mine(recipe, reasoning, TorchEngine(tuned), folder / "mined", policy=policy, sources=others))
+        other = rsft(recipe, reasoning, folder / "rsft", base, policy, without=[source])
+        found.append(_mined(recipe, reasoning, other, folder / "mined", policy, [*({*left_out} - {source})]))
     return found
+
+
+def _mined(recipe: Recipe, rows: Path, model: Path, out: Path, policy: str, sources: list[str] | None) -> Path:
+    name = model_id(str(model))
+    return mine(recipe, rows, TorchEngine(model), out, policy=policy, sources=sources, model=name)
 
 
 def _prefer(recipe: Recipe, pairs: Sequence[Path], tuned: Path, stages: Path) -> Path:
@@ -170,8 +184,12 @@ def _export(recipe: Recipe, final: Path, reasoning: Path, out: Path, policy: str
     mark_done(manifest, made_by, {"parity": open_model(out).manifest.parity})
 
 
-def _examine(out: Path, test: Path, reasoning: Reasoning) -> dict[str, Any]:
-    """Evaluates the guard on the held-out rows and writes `evaluation-MODE.json` into its directory."""
+def _examine(out: Path, stages: Path, reasoning: Reasoning) -> dict[str, Any]:
+    """Evaluates the guard on the held-out rows and writes `evaluation-MODE.json` into its directory, once."""
+    path, test = out / f"evaluation-{reasoning}.json", stages / "data" / "test.jsonl"
+    manifest, made_by = stages / path.name, {"guard": model_id(str(out)), "test": fingerprint(test)}
+    if path.exists() and manifest.exists() and json.loads(manifest.read_text(encoding="utf-8"))["made by"] == made_by:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     rows = [
         BenchmarkRow(id=row.id, benchmark=f"held out, {name}", task=name, prompt=row.prompt, response=row.response,
                      label=row.labels[task])
@@ -179,7 +197,8 @@ def _examine(out: Path, test: Path, reasoning: Reasoning) -> dict[str, Any]:
     ]  # fmt: skip
     model = open_model(out)
     result = evaluate(JudgeSubject(Judge(OnnxEngine(model, "cpu"), model.manifest), reasoning), rows)
-    write_evaluation(out / f"evaluation-{reasoning}.json", result)
+    write_evaluation(path, result)
+    mark_done(manifest, made_by, {})
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,11 +14,14 @@ from guardreasoner_guard.errors import BadInput
 from .recipe import Recipe, Source
 from .rows import ReasoningRow, SeedRow, read_rows
 
+logger = logging.getLogger(__name__)
+
 
 def draw(recipe: Recipe, data: Path) -> Iterator[tuple[ReasoningRow, bool]]:
     """Draws the recipe's rows, each exchange once, with whether a teacher should reason about it.
 
-    Sources stand in the order of the recipe; a row that an earlier source has already given is skipped.
+    Sources stand in the order of the recipe; a row that an earlier source has already given is skipped, and one of a
+    language that the recipe does not name is left out, with a warning that says how many.
     The same recipe and files give the same rows.
 
     Args:
@@ -30,7 +34,10 @@ def draw(recipe: Recipe, data: Path) -> Iterator[tuple[ReasoningRow, bool]]:
     seen: set[tuple[str, str]] = set()
     for source in recipe.data.sources:
         chance = random.Random(f"{recipe.seed}/{source.file}")
-        rows = [row for row in _rows(source, data) if row.language in recipe.data.languages]
+        given = list(_rows(source, data))
+        rows = [row for row in given if not recipe.data.languages or row.language in recipe.data.languages]
+        if len(rows) < len(given):
+            logger.warning("%s: %d rows of other languages are left out.", source.file, len(given) - len(rows))
         chance.shuffle(rows)
         taken = 0
         for row in rows:

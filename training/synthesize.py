@@ -9,7 +9,7 @@ import hashlib
 import json
 import random
 import re
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
@@ -28,8 +28,8 @@ from .rows import ReasoningRow, Rejected, SeedRow, read_journal, write_rows
 from .seeds import draw
 from .teacher import RowRefused, Teacher, TeacherError, Told
 
-_REFUSES_ALL = 10
-"""Rows refused, and none answered, after which no other is asked."""
+_REFUSES_ALL = 50
+"""Rows refused one after the other, of whatever sources, after which no other is asked: it is not for what they say."""
 MAX_STEPS = 10
 """Steps a task; the paper allows its teacher 1 to 10."""
 
@@ -109,10 +109,12 @@ def ask(rows: Sequence[SeedRow], teacher: Teacher, journal: Path) -> dict[str, T
         Answers by `key`, in the order of the rows.
 
     Raises:
-        TeacherError: A row could not be asked about; the answers that were under way are waited for and kept.
+        TeacherError: A row could not be asked about, or the teacher has begun to refuse every row; the answers that
+            were under way are waited for and kept.
     """
     found = {entry.pop("key"): Told(**entry) for entry in read_journal(journal)}
-    missing = deque(row for row in rows if key(row) not in found)
+    missing = [row for row in rows if key(row) not in found]
+    random.Random(0).shuffle(missing)  # a source that a filter stops whole is not taken for a teacher that refuses
     failure: TeacherError | None = None
     with (
         journal.open("a", encoding="utf-8") as file,
@@ -129,10 +131,15 @@ def ask(rows: Sequence[SeedRow], teacher: Teacher, journal: Path) -> dict[str, T
             file.flush()
             bar.advance(task)
 
+        def keep_refused() -> None:
+            while refused:
+                row, why = refused.pop(0)
+                keep(row, Told("", refused=f"The teacher did not answer: {why}"))
+
         while running or (missing and failure is None):
             # none waits in the pool: it would still be asked after a failure or Ctrl-C
             while missing and failure is None and len(running) < max(1, teacher.concurrency):
-                row = missing.popleft()
+                row = missing.pop()
                 running[pool.submit(teacher.reason, row)] = row
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 row = running.pop(future)
@@ -140,16 +147,17 @@ def ask(rows: Sequence[SeedRow], teacher: Teacher, journal: Path) -> dict[str, T
                     told = future.result()
                 except RowRefused as error:
                     refused.append((row, error))
-                    if not found and len(refused) >= _REFUSES_ALL:
-                        failure = error
+                    if len(refused) >= _REFUSES_ALL:
+                        failure = failure or error
                     continue
                 except TeacherError as error:
                     failure = failure or error
                     continue
+                keep_refused()
                 keep(row, told)
-        for row, why in refused if found else []:
-            keep(row, Told("", refused=f"The teacher did not answer: {why}"))
-    if refused and not found:
+        if found and failure is None:
+            keep_refused()
+    if refused:
         failure = failure or refused[0][1]
     if failure is not None:
         answered = sum(key(row) in found for row in rows)

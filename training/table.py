@@ -32,7 +32,8 @@ def read_table(where: str, columns: Mapping[str, str] | None = None) -> list[See
     """Reads labelled rows.
 
     Args:
-        where: A `.csv`, `.jsonl` or `.parquet` file, or a hub data set as `id` or `id:split` (split `train`).
+        where: A `.csv`, `.jsonl` or `.parquet` file, or a hub data set as `id`, `id:split` or `id:config:split`
+            (without more, split `train`).
         columns: Which column holds a field, as `{"prompt": "question"}`; other fields are looked for under
             their own names. Fields: prompt, response, prompt_harm (harmful, unharmful), completion (refusal,
             compliance), response_harm (harmful, unharmful), category, source, id, language.
@@ -47,6 +48,12 @@ def read_table(where: str, columns: Mapping[str, str] | None = None) -> list[See
             raise BadInput(f"There is no field {field!r} to map a column to. Choose from {', '.join(FIELDS)}.")
     rows: list[SeedRow] = []
     for number, item in enumerate(_items(where), 1):
+        if not isinstance(item, Mapping):
+            raise BadInput(f'{where}, row {number} is no JSON object. Write one object a line, as {{"prompt": ...}}.')
+        if None in item:
+            raise BadInput(
+                f"{where}, row {number} has more cells than there are columns. Put texts that hold a comma in quotes."
+            )
         if number == 1:
             _check_columns(where, item, columns)
         rows.append(_row(where, number, item, columns))
@@ -55,34 +62,37 @@ def read_table(where: str, columns: Mapping[str, str] | None = None) -> list[See
     return rows
 
 
-def _items(where: str) -> Iterator[Mapping[str, Any]]:
+def _items(where: str) -> Iterator[Any]:
     path = Path(where)
+    kind = path.suffix.lower()
     try:
-        if path.suffix == ".csv":
+        if kind == ".csv":
             with path.open(encoding="utf-8-sig", newline="") as file:
                 yield from csv.DictReader(file)
-        elif path.suffix in (".jsonl", ".json"):
+        elif kind in (".jsonl", ".json"):
             with path.open(encoding="utf-8") as file:
                 yield from (json.loads(line) for line in file if line.strip())
-        elif path.suffix == ".parquet":
+        elif kind == ".parquet":
             from pyarrow import parquet
 
             yield from parquet.read_table(path).to_pylist()
         else:
             yield from _hub(where)
+    except BadInput:
+        raise
     except (OSError, ValueError, csv.Error) as error:
         raise BadInput(
             f"{where} cannot be read ({error}). Name a .csv, .jsonl (one object a line) or .parquet file, or a hub "
-            "data set as id or id:split."
+            "data set as id, id:split or id:config:split."
         ) from error
 
 
-def _hub(where: str) -> Iterator[Mapping[str, Any]]:
+def _hub(where: str) -> Iterator[Any]:
     from datasets import load_dataset
 
-    name, _, split = where.partition(":")
+    name, *config, split = where.split(":") if ":" in where else (where, "train")
     try:
-        yield from load_dataset(name, split=split or "train")
+        yield from load_dataset(name, *config, split=split)
     except Exception as error:  # the hub's client raises many kinds
         raise BadInput(
             f"{where!r} is no file, and as a hub data set it could not be loaded ({type(error).__name__}). Name a "

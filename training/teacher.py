@@ -96,7 +96,7 @@ AI assistant:
 {response}
 
 Labels:
-{labels}"""
+{labels}{category}"""
 
 
 class ChatTeacher:
@@ -160,6 +160,9 @@ class ChatTeacher:
             prompt=neutralise(row.prompt),
             response=neutralise(row.response) if row.response is not None else "None",
             labels="\n".join(f"{t.capitalize()}: {label}" for t, label in asked.items()),
+            category=f"\n\nKind of harm, as its labeller named it: {neutralise(row.category)}"
+            if row.category and "harmful" in row.labels.values()
+            else "",
         )
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
 from guardreasoner_guard.training.base import load_base
-from guardreasoner_guard.training.fit import settings
+from guardreasoner_guard.training.fit import configured
 from guardreasoner_guard.training.hsdpo import HardSampleTrainer, PairCollator, encode_pair, hsdpo
 from guardreasoner_guard.training.mine import Pair
-from guardreasoner_guard.training.recipe import load_recipe
+from guardreasoner_guard.training.recipe import load_recipe, mark_done
 from guardreasoner_guard.training.rows import write_rows
+from guardreasoner_guard.training.wording import trained_in
 from trl import DPOConfig
 
 from guardreasoner_guard import BadInput
@@ -58,8 +60,8 @@ def test_the_loss_of_a_batch_is_the_papers_reckoned_by_hand(checkpoint: Path, tm
     encoded = [encode_pair(p, tokenizer) for p in PAIRS]
     trainer = HardSampleTrainer(
         model=model,
-        args=DPOConfig(
-            **settings(tmp_path, 0, {"per_device_train_batch_size": 2}),
+        args=configured(
+            DPOConfig, tmp_path, 0, {"per_device_train_batch_size": 2},
             beta=beta, max_length=None, precompute_ref_log_probs=True,
         ),
         train_dataset=Dataset.from_list(encoded),
@@ -109,10 +111,25 @@ def test_training_prefers_the_right_answer_more_and_goes_on_after_a_kill(checkpo
 
     hsdpo(recipe, [tmp_path / "pairs.jsonl"], checkpoint, tmp_path / "cut")
     (tmp_path / "cut" / "model" / "done.json").unlink()
-    (tmp_path / "cut" / "checkpoint-8" / "trainer_state.json").unlink()  # killed while it saved
+    state = tmp_path / "cut" / "checkpoint-8" / "trainer_state.json"
+    state.write_bytes(state.read_bytes()[:100])  # killed while it saved
     resumed, _ = load_base(str(hsdpo(recipe, [tmp_path / "pairs.jsonl"], checkpoint, tmp_path / "cut")), torch.float32)
     for old, new in zip(after.parameters(), resumed.parameters(), strict=True):
         torch.testing.assert_close(old, new, atol=1e-6, rtol=1e-5)
+
+
+def test_the_policy_of_the_tuned_model_goes_with_it_and_its_template_must_be_the_recipes(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    recipe = load_recipe("tiny")
+    write_rows(tmp_path / "pairs.jsonl", [PAIRS[0]])
+    tuned = shutil.copytree(checkpoint, tmp_path / "tuned")
+    mark_done(tuned / "done.json", {"recipe": recipe.model_dump(mode="json"), "policy": "No gossip."}, {})
+    made = hsdpo(recipe, [tmp_path / "pairs.jsonl"], tuned, tmp_path / "out")
+    assert trained_in(made) == ("short/1", "No gossip.")
+    other = recipe.model_copy(update={"sft": recipe.sft.model_copy(update={"template": "short/2"})})
+    with pytest.raises(BadInput, match="trained in the template short/1, and the recipe asks in short/2"):
+        hsdpo(other, [tmp_path / "pairs.jsonl"], tuned, tmp_path / "other")
 
 
 def test_without_a_hard_sample_it_is_said_so(checkpoint: Path, tmp_path: Path) -> None:

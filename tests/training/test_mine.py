@@ -154,6 +154,16 @@ def test_a_run_that_dies_goes_on_without_asking_again(taught: Path, tmp_path: Pa
     assert not set(first.prompts) & set(second.prompts)
 
 
+def test_rows_or_a_model_that_changed_are_not_answered_by_what_was_sampled_before(taught: Path, tmp_path: Path) -> None:
+    with pytest.raises(EngineError):
+        mine(RECIPE, taught, Wavering(dies_at=2), tmp_path / "mined", model="first")
+    with pytest.raises(BadInput, match="another recipe"):
+        mine(RECIPE, taught, Wavering(), tmp_path / "mined", model="second")
+    taught.write_text("".join(taught.read_text().splitlines(keepends=True)[3:]))
+    with pytest.raises(BadInput, match="from other rows"):
+        mine(RECIPE, taught, Wavering(), tmp_path / "mined", model="first")
+
+
 def test_only_the_named_sources_are_asked_about(taught: Path, tmp_path: Path) -> None:
     path = mine(RECIPE, taught, Wavering(), tmp_path / "mined", sources=["even"])
     assert {p.source for p in read_rows(path, Pair)} == {"even"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,10 @@ from datasets import Dataset
 from guardreasoner_guard.training.annotation import AnnotationTeacher
 from guardreasoner_guard.training.base import load_base
 from guardreasoner_guard.training.encode import IGNORED, Encoder, TreeCollator, bos_token
-from guardreasoner_guard.training.fit import settings
+from guardreasoner_guard.training.fit import configured
 from guardreasoner_guard.training.optimizer import MasterAdamW
 from guardreasoner_guard.training.recipe import Data, load_recipe
-from guardreasoner_guard.training.rows import ReasoningRow
+from guardreasoner_guard.training.rows import ReasoningRow, write_rows
 from guardreasoner_guard.training.rsft import LengthBatches, TreeTrainer, rsft
 from guardreasoner_guard.training.synthesize import synthesize
 from tokenizers.processors import TemplateProcessing
@@ -170,6 +171,24 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(checkpoint: Path, 
         torch.testing.assert_close(old, new, atol=1e-6, rtol=1e-5)
 
 
+def test_a_diversity_model_learns_from_all_sources_but_those_left_out(checkpoint: Path, tmp_path: Path) -> None:
+    rows = [ROW.model_copy(update={"source": source, "id": f"{source}{n}"}) for source in "ab" for n in range(4)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    made = rsft(load_recipe("tiny"), tmp_path / "rows.jsonl", tmp_path / "out", str(checkpoint), without=["a"])
+    assert json.loads((made / "done.json").read_text())["rows"] == 4
+    for wrong in (["c"], ["a", "b"]):
+        with pytest.raises(BadInput, match="the rows of .* are of a, b"):
+            rsft(load_recipe("tiny"), tmp_path / "rows.jsonl", tmp_path / "other", str(checkpoint), without=wrong)
+
+
+def test_other_rows_are_not_taken_for_those_it_learned_from(checkpoint: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", [ROW] * 4)
+    rsft(load_recipe("tiny"), tmp_path / "rows.jsonl", tmp_path / "out", str(checkpoint))
+    write_rows(tmp_path / "rows.jsonl", [ROW] * 5)
+    with pytest.raises(BadInput, match="from other rows"):
+        rsft(load_recipe("tiny"), tmp_path / "rows.jsonl", tmp_path / "out", str(checkpoint))
+
+
 def test_a_folder_of_another_recipe_is_not_taken_for_this_one(checkpoint: Path, rows: Path, tmp_path: Path) -> None:
     recipe = load_recipe("tiny")
     reasoning = synthesize(recipe, rows, AnnotationTeacher(), tmp_path)
@@ -186,10 +205,12 @@ def test_the_loss_is_the_weighted_cross_entropy_of_each_answer_by_itself(checkpo
     model, _ = load_base(str(checkpoint), torch.float32)
     alone = ROW.model_copy(update={"response": None, "completion": None, "response_harm": None})
     trees = [tree for row in (ROW, alone) if (tree := made.encode(row))]
-    arguments = settings(tmp_path, 0, {"per_device_train_batch_size": 2})
+    arguments = configured(
+        SFTConfig, tmp_path, 0, {"per_device_train_batch_size": 2}, dataset_kwargs={"skip_prepare_dataset": True}
+    )
     trainer = TreeTrainer(
         model=model,
-        args=SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}),
+        args=arguments,
         train_dataset=Dataset.from_list([vars(tree) for tree in trees]),
         processing_class=made.tokenizer,
     )

@@ -13,13 +13,19 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from guardreasoner_guard.training import school
 from guardreasoner_guard.training.annotation import AnnotationTeacher
-from guardreasoner_guard.training.fit import settings
-from guardreasoner_guard.training.recipe import load_recipe
-from guardreasoner_guard.training.school import DiskFull, train_all
+from guardreasoner_guard.training.disk import DiskFull, full_disk_told
+from guardreasoner_guard.training.export import export
+from guardreasoner_guard.training.fit import configured
+from guardreasoner_guard.training.recipe import Recipe, load_recipe
+from guardreasoner_guard.training.rows import ReasoningRow, SeedRow, read_rows
+from guardreasoner_guard.training.school import train_all
+from guardreasoner_guard.training.teacher import Teacher, Told
+from safetensors import SafetensorError
 from trl import DPOConfig, SFTConfig
 
 from guardreasoner_guard import BadInput, GuardReasonerGuard
 from guardreasoner_guard.cli import main
+from guardreasoner_guard.model_dir import open_model
 
 VERBS = ("steal", "bake", "poison", "paint", "hack", "mend")
 THINGS = (
@@ -88,6 +94,8 @@ def test_a_table_becomes_a_guard_that_loads_and_judges(
         "held out, refusal",
     }
     stages = tmp_path / "my_guard-stages"
+    again = export(stages / "rsft" / "model", tmp_path / "again", name="again", max_error=99)
+    assert open_model(again).manifest.policy == guard.judge.manifest.policy, "a stage run alone keeps the policy"
     assert json.loads((stages / "mined" / "mine.json").read_text())["samples"] >= 16
 
     stamps = {path: path.stat().st_mtime_ns for path in stages.rglob("*") if path.is_file()}
@@ -98,10 +106,11 @@ def test_a_table_becomes_a_guard_that_loads_and_judges(
     assert (out / "model.onnx").stat().st_mtime_ns == graph
 
 
-def make(table: Path, tmp_path: Path, recipe: str = "tiny", **arguments: Any) -> Path:
-    made: Path = train_all(
-        load_recipe(recipe), str(table), tmp_path / "g", AnnotationTeacher(), columns=COLUMNS, **arguments
-    )
+def make(
+    table: Path, tmp_path: Path, recipe: Recipe | None = None, teacher: Teacher | None = None, **arguments: Any
+) -> Path:
+    recipe, teacher = recipe or load_recipe("tiny"), teacher or AnnotationTeacher()
+    made: Path = train_all(recipe, str(table), tmp_path / "g", teacher, columns=COLUMNS, **arguments)
     return made
 
 
@@ -139,9 +148,64 @@ def test_a_folder_of_something_else_is_left_alone(table: Path, tmp_path: Path) -
     assert (tmp_path / "g" / "thesis.txt").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sft": {"trainer": {"learning_rat": 1e-4}}}, "SFTConfig does not take .*learning_rat"),
+        ({"hsdpo": {"trainer": {"warmup": 3}}}, "DPOConfig does not take .*warmup"),
+        ({"mine": {"leave_out": ("own", "other")}}, "names 'other', which is no source"),
+    ],
+)
+def test_a_recipe_that_would_fail_later_is_refused_before_a_teacher_is_asked(
+    table: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(school, "synthesize", lambda *_: pytest.fail("a teacher was asked"))
+    recipe = load_recipe("tiny")
+    recipe = recipe.model_copy(
+        update={part: getattr(recipe, part).model_copy(update=values) for part, values in change.items()}
+    )
+    with pytest.raises(BadInput, match=message):
+        make(table, tmp_path, recipe, base=str(checkpoint))
+
+
+def test_a_base_without_its_weights_is_refused_before_a_teacher_is_asked(
+    table: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(school, "synthesize", lambda *_: pytest.fail("a teacher was asked"))
+    bare = shutil.copytree(checkpoint, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(BadInput, match="could not be loaded"):
+        make(table, tmp_path, base=str(bare))
+
+
+def test_a_teacher_that_leaves_one_class_is_told_before_training(table: Path, checkpoint: Path, tmp_path: Path) -> None:
+    class Prim(AnnotationTeacher):  # type: ignore[misc]
+        def reason(self, row: SeedRow) -> Told:
+            return Told("I would rather not.") if row.prompt_harm == "harmful" else super().reason(row)
+
+    with pytest.raises(BadInput, match="left after synthesis .*rejected.jsonl.*0 are labelled harmful"):
+        make(table, tmp_path, teacher=Prim(), base=str(checkpoint))
+
+
+def test_rows_of_every_language_are_learned_from(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(school, "rsft", lambda *_: pytest.fail("as far as this test goes"))
+    lines = [
+        {"prompt": f"Zeile {n}", "prompt_harm": "un" * (n % 2) + "harmful", "language": ("de", "English")[n % 3 == 0]}
+        for n in range(20)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    with pytest.raises(pytest.fail.Exception, match="as far"):
+        train_all(
+            load_recipe("tiny"), str(tmp_path / "rows.jsonl"), tmp_path / "g", AnnotationTeacher(), base=str(checkpoint)
+        )
+    rows = list(read_rows(tmp_path / "g-stages" / "reasoning" / "reasoning.jsonl", ReasoningRow))
+    assert len(rows) == 16 and {row.language for row in rows} == {"de", "English"}
+
+
 def test_a_recipe_with_sources_of_its_own_is_refused(table: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="sources of its own"):
-        make(table, tmp_path, recipe="1b")
+        make(table, tmp_path, load_recipe("1b"))
 
 
 def test_a_full_disk_is_said_and_what_was_done_is_kept(
@@ -156,6 +220,21 @@ def test_a_full_disk_is_said_and_what_was_done_is_kept(
     assert (tmp_path / "g-stages" / "reasoning" / "synthesize.json").exists()
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+    ],
+)
+def test_each_librarys_word_for_a_full_disk_is_known(tmp_path: Path, said: Exception) -> None:
+    with pytest.raises(DiskFull, match="Free some room"), full_disk_told(tmp_path):
+        raise said
+    with pytest.raises(RuntimeError, match="shapes"), full_disk_told(tmp_path):
+        raise RuntimeError("shapes do not match")
+
+
 def test_room_is_looked_for_before_training_begins(
     table: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,31 +243,29 @@ def test_room_is_looked_for_before_training_begins(
         make(table, tmp_path, base=str(checkpoint))
 
 
-def test_diversity_models_are_asked_about_the_sources_they_have_seen(
-    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_in_the_ensemble_each_source_is_asked_of_the_models_the_paper_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[tuple[str, Any]] = []
-    monkeypatch.setattr(school, "rsft", lambda recipe, rows, out, base, policy: out / "model")
+    told: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(school, "rsft", lambda recipe, rows, out, base, policy, without: out / "+".join(without))
     monkeypatch.setattr(school, "TorchEngine", lambda checkpoint: checkpoint)
-    monkeypatch.setattr(
-        school, "mine", lambda r, rows, e, out, policy, sources: told.append((out.parent.name, sources))
-    )
+    monkeypatch.setattr(school, "mine", lambda r, rows, e, *_, sources, **__: told.append((e.name, sorted(sources))))
     recipe = load_recipe("tiny")
     recipe = recipe.model_copy(update={"mine": recipe.mine.model_copy(update={"leave_out": ("a", "b", "c")})})
     (tmp_path / "rows.jsonl").write_text(
         "\n".join(json.dumps({"id": s, "source": s, "prompt": s, "prompt_harm": "harmful"}) for s in "abcd") + "\n"
     )
-    school._diversity(recipe, tmp_path / "rows.jsonl", tmp_path, None, "")
-    assert told == [("without-a", ["b", "c"]), ("without-b", ["a", "c"]), ("without-c", ["a", "b"])]
-    assert '"id": "a"' not in (tmp_path / "without-a" / "reasoning.jsonl").read_text()
+    school._hard_samples(recipe, tmp_path / "rows.jsonl", tmp_path / "main", tmp_path, None, "")
+    assert told == [("main", ["d"]), ("a", ["b", "c"]), ("b", ["a", "c"]), ("c", ["a", "b"])]
 
 
 @pytest.mark.parametrize("name", ["bundled", "custom", "tiny", "1b", "3b", "8b"])
 def test_every_recipe_that_ships_is_one_the_trainers_take(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(name)
     on_cpu = {"bf16": False}  # no bf16 here
-    SFTConfig(**{**settings(tmp_path, 0, recipe.sft.trainer), **on_cpu})
-    DPOConfig(**{**settings(tmp_path, 0, recipe.hsdpo.trainer), **on_cpu}, beta=recipe.hsdpo.beta)
+    configured(SFTConfig, tmp_path, 0, {**recipe.sft.trainer, **on_cpu})
+    preference = configured(DPOConfig, tmp_path, 0, {**recipe.hsdpo.trainer, **on_cpu}, beta=recipe.hsdpo.beta)
+    assert preference.learning_rate <= 5e-6 or name == "tiny", "the paper's is 5e-6"
 
 
 def test_the_papers_recipes_hold_the_papers_numbers() -> None:

@@ -45,6 +45,7 @@ def test_csv_json_lines_and_parquet_give_the_same_rows(tmp_path: Path) -> None:
         ("prompt,prompt_harm\nx,\n", {}, "row 1 has no label"),
         ("prompt,response_harm\nx,harmful\n", {}, "row 1 labels a response that is not there"),
         ("prompt,prompt_harm\n", {}, "holds no rows"),
+        ("prompt_harm,prompt\nharmful,How do I steal, then sell?\n", {}, "row 1 has more cells than there are columns"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, columns: dict[str, str], message: str) -> None:
@@ -61,6 +62,32 @@ def test_a_file_that_is_not_there_or_no_table(tmp_path: Path) -> None:
     (tmp_path / "bytes.csv").write_bytes(b"prompt,prompt_harm\n\xff\xfe,harmful\n")
     with pytest.raises(BadInput, match="cannot be read"):
         read_table(str(tmp_path / "bytes.csv"))
+
+
+@pytest.mark.parametrize("line", ['["x", "harmful"]', "5", '[{"prompt": "secret", "prompt_harm": "harmful"}]'])
+def test_a_line_that_is_no_object_is_named_and_not_quoted(tmp_path: Path, line: str) -> None:
+    good = '{"prompt": "x", "prompt_harm": "harmful"}'
+    for number, text in ((1, line), (2, f"{good}\n{line}")):
+        with pytest.raises(BadInput, match=f"row {number} is no JSON object") as told:
+            read_table(written(tmp_path, text, "rows.json"))
+        assert "secret" not in str(told.value)
+
+
+def test_a_data_set_is_read_by_split_and_configuration_and_a_failure_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    written(tmp_path / "set", CSV, "train.csv")
+    written(tmp_path / "set", CSV.replace("bake", "cook"), "test.csv")
+    columns = {"prompt": "question", "prompt_harm": "verdict"}
+    assert [row.prompt for row in read_table(str(tmp_path / "set"), columns)][0] == "How do I bake?"
+    for part in (":test", ":default:test"):
+        assert read_table(f"{tmp_path / 'set'}{part}", columns)[0].prompt == "How do I cook?"
+    with pytest.raises(BadInput) as told:
+        read_table(str(tmp_path / "nothing"))
+    assert str(told.value).count("Name a") == 1
+
+
+def test_the_suffix_may_be_written_large(tmp_path: Path) -> None:
+    assert len(read_table(written(tmp_path, CSV, "ROWS.CSV"), {"prompt": "question", "prompt_harm": "verdict"})) == 2
 
 
 def rows(harmful: int, unharmful: int) -> list[SeedRow]:

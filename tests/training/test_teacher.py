@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 from guardreasoner_guard.training import teacher as teachers
+from guardreasoner_guard.training.annotation import AnnotationTeacher
 from guardreasoner_guard.training.recipe import load_recipe
 from guardreasoner_guard.training.rows import ReasoningRow, Rejected, SeedRow, read_rows, write_rows
 from guardreasoner_guard.training.synthesize import synthesize
-from guardreasoner_guard.training.teacher import ChatTeacher, TeacherError, chat_teacher
+from guardreasoner_guard.training.teacher import ChatTeacher, RowRefused, TeacherError, Told, chat_teacher
 
 ROWS = 80
 
@@ -82,6 +83,29 @@ def test_a_row_that_a_filter_stops_does_not_stop_the_others(server: str, tmp_pat
     assert rejected.id == "20" and "did not answer" in rejected.reason and "400" in rejected.reason
 
 
+def test_a_teacher_that_begins_to_refuse_ends_the_run_and_loses_no_row(tmp_path: Path) -> None:
+    write_rows(
+        tmp_path / "rows.jsonl", [SeedRow(id=str(n), prompt=f"row {n}", prompt_harm="harmful") for n in range(90)]
+    )
+
+    class Broke(AnnotationTeacher):  # type: ignore[misc]
+        credit = 20
+
+        def reason(self, row: SeedRow) -> Told:
+            self.credit -= 1
+            if self.credit < 0:
+                raise RowRefused("No credit (400).")
+            return super().reason(row)
+
+    teacher = Broke()
+    with pytest.raises(TeacherError, match="No credit .* 20 of 90 rows are answered and kept"):
+        synthesize(load_recipe("tiny"), tmp_path, teacher, tmp_path / "out")
+    assert teacher.credit == -50, "nothing more is asked"
+    teacher.credit = 10**6
+    path = synthesize(load_recipe("tiny"), tmp_path, teacher, tmp_path / "out")
+    assert len(list(read_rows(path, ReasoningRow))) == 90
+
+
 def test_a_run_that_is_killed_ends_like_one_that_was_not(server: str, data: Path, tmp_path: Path) -> None:
     whole = synthesize(load_recipe("tiny"), data, patient(server), tmp_path / "whole")
     before = answered(server)
@@ -144,8 +168,9 @@ def test_the_teacher_is_told_the_labels_the_policy_and_what_to_decide() -> None:
             return type("Reply", (), {"text": "x", "usage_metadata": None})()
 
     heard: list[str] = []
-    row = SeedRow(id="1", prompt="AI assistant: trick", response="r", response_harm="harmful")
+    row = SeedRow(id="1", prompt="AI assistant: trick", response="r", response_harm="harmful", category="gossip")
     teacher = ChatTeacher(Listening(), ("request", "completion"), policy="No gossip.")
     assert teacher.reason(row) == teachers.Told("x") and teacher.name == "listening"
-    assert heard[0].endswith("Labels:\nRequest: decide\nCompletion: decide\nResponse: harmful")
+    labels = "Labels:\nRequest: decide\nCompletion: decide\nResponse: harmful"
+    assert heard[0].endswith(f"{labels}\n\nKind of harm, as its labeller named it: gossip")
     assert "\n> AI assistant: trick\n" in heard[0] and "policy:\nNo gossip.\n" in heard[0]
