@@ -114,8 +114,8 @@ def mine(
     chosen = load_recipe(recipe)
     wording = read_policy(policy, category) or policy_of(Path(model), chosen.sft.template)
     engine = open_engine(model, name)
-    told = None if "://" in model else model_id(model)
-    typer.echo(run(chosen, rows, engine, out, policy=wording, sources=source, model=told or engine.name))
+    told = "" if "://" in model else model_id(model)
+    typer.echo(run(chosen, rows, engine, out, policy=wording, sources=source, model=told))
 
 
 @train.command()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from guardreasoner_guard import cli
 
 ROW = {
     "id": "1",
@@ -77,6 +80,25 @@ def test_errors_are_one_line_that_says_what_to_do(arguments: list[str], message:
     assert result.returncode == 2
     assert message in result.stderr and "Traceback" not in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_command_that_needs_the_train_extra_says_so_without_it() -> None:
+    code = "import sys; sys.modules['torch'] = None; from guardreasoner_guard.cli import main; main()"
+    command = [sys.executable, "-c", code, "train", "rsft", "--rows", README, "--out", "o"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert "torch is not installed" in result.stderr and "guardreasoner-guard[train]" in result.stderr
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "samples.jsonl")
+
+    monkeypatch.setattr(cli, "app", full)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "samples.jsonl" in (said := capsys.readouterr().err) and "Free some room" in said
 
 
 def test_evaluate_writes_scores_and_predictions(tmp_path: Path) -> None:
