@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import sys
@@ -189,8 +188,10 @@ def main() -> None:
         _end(f"MissingExtra: {MissingExtra(error.name, 'train')}")
     except GuardError as error:
         _end(f"{type(error).__name__}: {error}")
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except Exception as error:
+        from guardreasoner_guard.training.disk import is_full_disk
+
+        if not is_full_disk(error):
             raise
         _end(f"The disk is full: {error}. Free some room and run the same command again.")
 

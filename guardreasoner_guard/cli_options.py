@@ -69,7 +69,7 @@ def read_policy(path: Path | None, categories: Sequence[str] | None) -> str:
     from guardreasoner_guard.training.wording import worded
 
     try:
-        text = path.read_text(encoding="utf-8") if path is not None else ""
+        text = path.read_text(encoding="utf-8-sig") if path is not None else ""
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} cannot be read ({error}). Name a UTF-8 text file.") from error
     wording: str = worded(text, categories or [])

@@ -112,10 +112,10 @@ def mine(
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     chosen = load_recipe(recipe)
-    wording = read_policy(policy, category) or policy_of(Path(model), chosen.sft.template)
+    own = policy_of(Path(model), chosen.sft.template)
     engine = open_engine(model, name)
     told = "" if "://" in model else model_id(model)
-    typer.echo(run(chosen, rows, engine, out, policy=wording, sources=source, model=told))
+    typer.echo(run(chosen, rows, engine, out, policy=read_policy(policy, category) or own, sources=source, model=told))
 
 
 @train.command()

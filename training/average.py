@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -36,10 +35,7 @@ def average(models: Sequence[str], out: Path) -> Path:
     """
     if len(models) < 2:
         raise BadInput("A mean takes two models at least.")
-    made_by: dict[str, Any] = {"average of": list(models)}
-    [wording, *others] = {trained_in(Path(name)) for name in models}
-    if wording is not None and not others:
-        made_by["wording"] = list(wording)
+    made_by = {"average of": list(models)}
     if begin(out, out / "done.json", made_by):
         return out
     mean, tokenizer = load_base(models[0], torch.float32)
@@ -53,7 +49,8 @@ def average(models: Sequence[str], out: Path) -> Path:
                 weights[key] += (other[key] - weights[key]) / count
     mean.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    mark_done(out / "done.json", made_by, {})
+    [wording, *others] = {trained_in(Path(name)) for name in models}
+    mark_done(out / "done.json", made_by, {} if others or wording is None else {"wording": list(wording)})
     return out
 
 

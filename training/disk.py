@@ -18,13 +18,18 @@ class DiskFull(GuardError):
     """A stage could not write; what was finished before is kept."""
 
 
+def is_full_disk(error: Exception) -> bool:
+    """Whether an error means that nothing more can be written."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or bool(_SAID.search(str(error)))
+
+
 @contextmanager
 def full_disk_told(folder: Path) -> Iterator[None]:
     """Raises DiskFull in place of an error that means that nothing more can be written."""
     try:
         yield
     except Exception as error:
-        if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT) and not _SAID.search(str(error)):
+        if not is_full_disk(error):
             raise
         raise DiskFull(
             f"The disk of {folder} is full. Free some room and run the same command again; finished stages are kept."

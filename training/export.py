@@ -75,7 +75,7 @@ def export(
         checkpoint: A transformers folder, adapters merged, or the hub id of one, of a Llama- or Qwen-type model.
         out: Folder to make; a model directory that is there is replaced when the new one is whole.
         name: What verdicts call the model.
-        template_version: The wording it was trained on; left out, what the training stage wrote in `done.json`
+        template_version: The wording it was trained on; left out, what the training stage wrote beside it
             says it, and else it is the paper's, `guardreasoner/1`. What else stands in `done.json` goes into the
             manifest as provenance.
         policy: The policy it was trained with; left out, what the training stage wrote says it.

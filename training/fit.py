@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,10 +16,11 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from guardreasoner_guard.errors import BadInput
 
-from .disk import full_disk_told
 from .optimizer import MasterAdamW
 from .recipe import Sft, mark_done
 
+_MIXED = os.environ.get("ACCELERATE_MIXED_PRECISION")
+"""What `accelerate launch` was asked for."""
 Config = TypeVar("Config", bound=TrainingArguments)
 
 
@@ -30,6 +32,10 @@ def configured(kind: type[Config], out: Path, seed: int, trainer: Mapping[str, A
     """
     if settled := sorted(set(trainer) & set(more)):
         raise BadInput(f"The recipe's trainer sets {', '.join(settled)}, which is settled elsewhere. Remove it there.")
+    if _MIXED is None:  # transformers leaves the former config's there, and would take it for this one's
+        os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+    else:
+        os.environ["ACCELERATE_MIXED_PRECISION"] = _MIXED
     cpu = not torch.cuda.is_available()
     given = {
         "output_dir": str(out),
@@ -79,32 +85,31 @@ def fit(trainer: Trainer, tokenizer: Any, out: Path, made_by: dict[str, Any], fa
 
     Raises:
         BadInput: There is too little room on the disk.
-        DiskFull: There was none left.
     """
     final = out / "model"
     _check_room(out, trainer)
-    with full_disk_told(out):
-        trainer.train(resume_from_checkpoint=_last_whole_checkpoint(out))
-        if hasattr(trainer.accelerator.unwrap_model(trainer.model), "merge_and_unload"):
-            merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
-            if trainer.is_world_process_zero():
-                merged.save_pretrained(str(final))
-        else:
-            trainer.save_model(str(final))  # every process takes part where weights are sharded
+    trainer.train(resume_from_checkpoint=_last_whole_checkpoint(out))
+    if hasattr(trainer.accelerator.unwrap_model(trainer.model), "merge_and_unload"):
+        merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
         if trainer.is_world_process_zero():
-            tokenizer.save_pretrained(str(final))
-            write_losses(out, trainer.state.log_history)
-            mark_done(final / "done.json", made_by, {**facts, "steps": trainer.state.global_step})
+            merged.save_pretrained(str(final))
+    else:
+        trainer.save_model(str(final))  # every process takes part where weights are sharded
+    if trainer.is_world_process_zero():
+        tokenizer.save_pretrained(str(final))
+        write_losses(out, trainer.state.log_history)
+        mark_done(final / "done.json", made_by, {**facts, "steps": trainer.state.global_step})
     trainer.accelerator.wait_for_everyone()
     return final
 
 
 def _check_room(out: Path, trainer: Trainer) -> None:
     """Raises BadInput where checkpoints and the finished model would not fit on the disk; those there already count."""
-    weights = sum(w.numel() * w.element_size() for w in trainer.model.parameters())
-    states = sum(12 * w.numel() for w in trainer.model.parameters() if w.requires_grad)
+    sizes = [(getattr(w, "ds_numel", w.numel()), w) for w in trainer.model.parameters()]  # sharded, a weight holds none
+    weights = sum(size * w.element_size() for size, w in sizes)
+    states = sum(12 * size for size, w in sizes if w.requires_grad)
     kept = 0 if trainer.args.save_strategy == "no" else (trainer.args.save_total_limit or 2) + 1
-    there = sum(path.stat().st_size for path in out.glob("checkpoint-*/*") if path.is_file())
+    there = sum(path.stat().st_size for path in out.glob("checkpoint-*/**/*") if path.is_file())
     needed, free = (kept + 1) * weights + kept * states - there, shutil.disk_usage(out).free
     if free < needed:
         raise BadInput(

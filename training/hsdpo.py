@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
@@ -43,12 +44,9 @@ def hsdpo(recipe: Recipe, pairs: Sequence[Path], checkpoint: Path, out: Path) ->
         BadInput: There is no pair, a file cannot be read, the checkpoint was trained in another template, or the folder
             holds another run.
     """
-    arguments = configured(
-        DPOConfig, out, recipe.seed, recipe.hsdpo.trainer,
-        beta=recipe.hsdpo.beta, max_length=None, precompute_ref_log_probs=True, disable_dropout=True,
-    )  # fmt: skip
+    arguments = dpo_config(recipe, out)
     made_by = {
-        "recipe": recipe.model_dump(mode="json"), "policy": policy_of(checkpoint, recipe.sft.template),
+        "recipe": recipe.part("sft", "mine", "hsdpo"), "policy": policy_of(checkpoint, recipe.sft.template),
         "pairs": [fingerprint(path) for path in pairs], "base": model_id(str(checkpoint)),
     }  # fmt: skip
     with PartialState().main_process_first():
@@ -62,13 +60,31 @@ def hsdpo(recipe: Recipe, pairs: Sequence[Path], checkpoint: Path, out: Path) ->
     trainer = HardSampleTrainer(
         model=model,
         args=arguments,
-        train_dataset=Dataset.from_list([encode_pair(pair, tokenizer) for pair in merged]),
+        train_dataset=_shared([encode_pair(pair, tokenizer) for pair in merged], out / "encoded"),
         data_collator=PairCollator(pad_token_id=tokenizer.eos_token_id),
         processing_class=tokenizer,
         sft=recipe.hsdpo.sft,
         **optimizer(model, arguments),
     )
     return fit(trainer, tokenizer, out, made_by, {"pairs": len(merged)})
+
+
+def dpo_config(recipe: Recipe, out: Path) -> DPOConfig:
+    """What TRL's trainer is told; BadInput where the recipe's settings do not do."""
+    return configured(
+        DPOConfig, out, recipe.seed, recipe.hsdpo.trainer,
+        beta=recipe.hsdpo.beta, max_length=None, precompute_ref_log_probs=True, disable_dropout=True,
+    )  # fmt: skip
+
+
+def _shared(rows: list[dict[str, Any]], folder: Path) -> Dataset:
+    """A data set on disk: TRL writes the reference's likelihoods beside it, in one process, and reads them in all."""
+    processes = PartialState()
+    if processes.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+        Dataset.from_list(rows).save_to_disk(str(folder))
+    processes.wait_for_everyone()
+    return load_from_disk(str(folder))
 
 
 def encode_pair(pair: Pair, tokenizer: Any) -> dict[str, Any]:

@@ -95,12 +95,15 @@ def mine(
     """
     path = out / "pairs.jsonl"
     made_by = {
-        "recipe": recipe.model_dump(mode="json"), "model": model or engine.name, "policy": policy,
+        "recipe": recipe.part("data", "sft", "mine"), "model": model or engine.name, "policy": policy,
         "rows": fingerprint(rows), "sources": None if sources is None else sorted(sources),
     }  # fmt: skip
     if begin(out, out / "mine.json", made_by):
         return path
-    chosen = [row for row in read_rows(rows, ReasoningRow) if sources is None or row.source in sources]
+    given = list(read_rows(rows, ReasoningRow))
+    if unknown := set(sources or ()) - {row.source for row in given}:
+        raise BadInput(f"{unknown.pop()!r} is no source of the rows of {rows}. Name one that is.")
+    chosen = [row for row in given if sources is None or row.source in sources]
     random.Random(f"{recipe.seed}/mine").shuffle(chosen)
     wording = template(recipe.sft.template, policy)
     asks, too_long = _asks(chosen[: recipe.mine.rows], wording, engine, recipe)

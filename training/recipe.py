@@ -109,6 +109,10 @@ class Recipe(_Table):
     mine: Mine = Mine()
     hsdpo: Hsdpo = Hsdpo()
 
+    def part(self, *tables: str) -> dict[str, Any]:
+        """What a stage that reads these tables depends on: another's settings may change without it."""
+        return self.model_dump(mode="json", include={"name", "seed", *tables})
+
 
 def load_recipe(name_or_path: str) -> Recipe:
     """Reads a recipe that ships with the package (`bundled`, `custom`, `tiny`, `1b`, `3b`, `8b`) or a TOML file.
@@ -139,7 +143,7 @@ def is_done(manifest: Path, made_by: dict[str, Any]) -> bool:
     """
     if not manifest.exists():
         return False
-    if json.loads(manifest.read_text(encoding="utf-8"))["made by"] != made_by:
+    if _made_by(manifest) != made_by:
         raise BadInput(
             f"{manifest.parent} was made by another recipe, base or teacher, or from other rows. Name another folder."
         )
@@ -154,10 +158,17 @@ def begin(folder: Path, manifest: Path, made_by: dict[str, Any]) -> bool:
     """
     if is_done(manifest, made_by):
         return True
-    if not is_done(folder / "begun.json", made_by):
+    claim = folder / "begun.json"
+    if not (claim.exists() and _made_by(claim) == made_by):
+        if any(path != claim and path.stat().st_size for path in folder.glob("*")):
+            is_done(claim, made_by)  # else the claim was all it came to: a setting was wrong, and is mended
         folder.mkdir(parents=True, exist_ok=True)
-        mark_done(folder / "begun.json", made_by, {})
+        mark_done(claim, made_by, {})
     return False
+
+
+def _made_by(manifest: Path) -> Any:
+    return json.loads(manifest.read_text(encoding="utf-8"))["made by"]
 
 
 def mark_done(manifest: Path, made_by: dict[str, Any], facts: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from trl import SFTConfig, SFTTrainer
 from guardreasoner_guard.errors import BadInput
 from guardreasoner_guard.template import template
 
-from .base import load_base
+from .base import load_base, model_id
 from .encode import IGNORED, Encoder, TreeCollator
 from .fit import configured, fit, freeze, optimizer
 from .recipe import Recipe, begin
@@ -54,17 +54,16 @@ def rsft(
             read, or `without` names no source or leaves none.
     """
     taught = _taught(rows, without)
-    arguments = configured(
-        SFTConfig, out, recipe.seed, recipe.sft.trainer, dataset_kwargs={"skip_prepare_dataset": True}
-    )
+    arguments = sft_config(recipe, out)
+    named = base or recipe.sft.base
     made_by = {
-        "recipe": recipe.model_dump(mode="json"), "base": base or recipe.sft.base, "policy": policy,
+        "recipe": recipe.part("data", "sft"), "base": named, "base id": model_id(named), "policy": policy,
         "rows": fingerprint(rows), "without": sorted(without),
     }  # fmt: skip
     with PartialState().main_process_first():
         if begin(out, out / "model" / "done.json", made_by):
             return out / "model"
-    model, tokenizer = load_base(base or recipe.sft.base, getattr(torch, recipe.sft.dtype))
+    model, tokenizer = load_base(named, getattr(torch, recipe.sft.dtype))
     model = _chosen_weights(model, recipe)
     encoder = Encoder(tokenizer, template(recipe.sft.template, policy), recipe.data, recipe.sft.label_weight)
     trees = [tree for row in taught if (tree := encoder.encode(row))]
@@ -88,6 +87,11 @@ def rsft(
         **optimizer(model, arguments),
     )
     return fit(trainer, tokenizer, out, made_by, counts)
+
+
+def sft_config(recipe: Recipe, out: Path) -> SFTConfig:
+    """What TRL's trainer is told; BadInput where the recipe's settings do not do."""
+    return configured(SFTConfig, out, recipe.seed, recipe.sft.trainer, dataset_kwargs={"skip_prepare_dataset": True})
 
 
 def _taught(path: Path, without: Sequence[str]) -> list[ReasoningRow]:

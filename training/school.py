@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from trl import DPOConfig, SFTConfig
 
 from guardreasoner_guard.errors import BadInput
 from guardreasoner_guard.judge import Judge, Reasoning
@@ -25,12 +24,12 @@ from .encode import plain_ids
 from .evaluate import evaluate
 from .evaluation import write_evaluation
 from .export import export
-from .fit import configured, freeze
-from .hsdpo import hsdpo
+from .fit import freeze
+from .hsdpo import dpo_config, hsdpo
 from .mine import mine
 from .recipe import Recipe, is_done, mark_done
 from .rows import ReasoningRow, SeedRow, fingerprint, read_rows, write_rows
-from .rsft import rsft
+from .rsft import rsft, sft_config
 from .subject import JudgeSubject
 from .synthesize import synthesize
 from .table import check_apart, check_classes, distinct, read_table, split
@@ -86,6 +85,7 @@ def train_all(
         check_classes(
             list(read_rows(reasoning, ReasoningRow)),
             f"left after synthesis (why others are not: {stages}/reasoning/rejected.jsonl)",
+            {task for row in read_rows(seeds / "rows.jsonl", SeedRow) for task in row.labels},
         )
         tuned = rsft(recipe, reasoning, stages / "rsft", base, policy)
         pairs = _hard_samples(recipe, reasoning, tuned, stages, base, policy)
@@ -132,8 +132,8 @@ def _check(recipe: Recipe, folder: Path, base: str | None, stages: Path) -> None
             )
     if unknown := set(recipe.mine.leave_out) - {row.source for row in read_rows(folder / "rows.jsonl", SeedRow)}:
         raise BadInput(f"mine.leave_out names {unknown.pop()!r}, which is no source of the rows. Mend the recipe.")
-    configured(SFTConfig, stages, recipe.seed, recipe.sft.trainer)
-    configured(DPOConfig, stages, recipe.seed, recipe.hsdpo.trainer)
+    sft_config(recipe, stages)
+    dpo_config(recipe, stages)
     if not (stages / "reasoning" / "synthesize.json").exists():
         model, _ = load_base(base or recipe.sft.base, getattr(torch, recipe.sft.dtype))
         freeze(model, recipe.sft)

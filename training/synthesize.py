@@ -24,11 +24,11 @@ from guardreasoner_guard.verdict import TASKS, Task
 
 from .heldout import HeldOut
 from .recipe import Recipe, begin, mark_done
-from .rows import ReasoningRow, Rejected, SeedRow, read_journal, write_rows
+from .rows import ReasoningRow, Rejected, SeedRow, fingerprint, read_journal, write_rows
 from .seeds import draw
 from .teacher import RowRefused, Teacher, TeacherError, Told
 
-_REFUSES_ALL = 50
+_MOST_REFUSED = 50
 """Rows refused one after the other, of whatever sources, after which no other is asked: it is not for what they say."""
 MAX_STEPS = 10
 """Steps a task; the paper allows its teacher 1 to 10."""
@@ -58,14 +58,18 @@ def synthesize(recipe: Recipe, data: Path, teacher: Teacher, out: Path, *, held_
         BadInput: The folder holds the result of another recipe or teacher, or a source cannot be read.
         TeacherError: A row could not be asked about; what was answered is kept.
     """
-    path = out / "reasoning.jsonl"
+    path, manifest = out / "reasoning.jsonl", out / "synthesize.json"
+    sources = {
+        source.file: fingerprint(data / source.file)
+        for source in recipe.data.sources if not source.file.startswith("hub:")
+    }  # fmt: skip
     made_by = {
-        "recipe": recipe.model_dump(mode="json"), "teacher": teacher.name, "decide": list(teacher.decide),
+        "recipe": recipe.part("data"), "teacher": teacher.name, "decide": list(teacher.decide),
         "policy": teacher.policy,
         "held out": held_out and held_out.fingerprint,
     }  # fmt: skip
-    if begin(out, out / "synthesize.json", made_by):
-        return path
+    if begin(out, manifest, made_by) and json.loads(manifest.read_text(encoding="utf-8")).get("sources") == sources:
+        return path  # where other rows lie there now, those that were answered are not asked about again
     seeds = list(draw(recipe, data))
     drawn = [(row, wanted) for row, wanted in seeds if held_out is None or not held_out.holds(row.prompt)]
     answers = ask([row for row, wanted in drawn if wanted and not row.steps], teacher, out / "answers.jsonl")
@@ -90,15 +94,15 @@ def synthesize(recipe: Recipe, data: Path, teacher: Teacher, out: Path, *, held_
         "reasons": dict(Counter(row.reason for row in rejected).most_common()),
         "prompt_tokens": sum(told.prompt_tokens for told in answers.values()),
         "generated_tokens": sum(told.generated_tokens for told in answers.values()),
-        "statistics": statistics(kept),
+        "statistics": statistics(kept), "sources": sources,
     }  # fmt: skip
-    mark_done(out / "synthesize.json", made_by, facts)
+    mark_done(manifest, made_by, facts)
     return path
 
 
 def key(row: SeedRow) -> str:
-    """What tells one question to a teacher from another: the row's place, texts and labels."""
-    told = json.dumps([row.source, row.id, row.prompt, row.response, row.labels], sort_keys=True)
+    """What tells one question to a teacher from another: the row's place, texts, labels and kind of harm."""
+    told = json.dumps([row.source, row.id, row.prompt, row.response, row.labels, row.category], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
@@ -115,6 +119,7 @@ def ask(rows: Sequence[SeedRow], teacher: Teacher, journal: Path) -> dict[str, T
     found = {entry.pop("key"): Told(**entry) for entry in read_journal(journal)}
     missing = [row for row in rows if key(row) not in found]
     random.Random(0).shuffle(missing)  # a source that a filter stops whole is not taken for a teacher that refuses
+    most = max(10, min(_MOST_REFUSED, len(missing) // 10))
     failure: TeacherError | None = None
     with (
         journal.open("a", encoding="utf-8") as file,
@@ -122,8 +127,9 @@ def ask(rows: Sequence[SeedRow], teacher: Teacher, journal: Path) -> dict[str, T
         ThreadPoolExecutor(max(1, teacher.concurrency)) as pool,
     ):
         task = bar.add_task("synthesize", total=len(rows), completed=len(rows) - len(missing))
-        running: dict[Future[Told], SeedRow] = {}
-        refused: list[tuple[SeedRow, RowRefused]] = []
+        running: dict[Future[Told], tuple[int, SeedRow]] = {}
+        refused: list[tuple[int, SeedRow, RowRefused]] = []
+        asked = 0
 
         def keep(row: SeedRow, told: Told) -> None:
             found[key(row)] = told
@@ -131,36 +137,40 @@ def ask(rows: Sequence[SeedRow], teacher: Teacher, journal: Path) -> dict[str, T
             file.flush()
             bar.advance(task)
 
-        def keep_refused() -> None:
-            while refused:
-                row, why = refused.pop(0)
-                keep(row, Told("", refused=f"The teacher did not answer: {why}"))
+        def keep_refused(before: int) -> None:
+            """Rows asked about before one that was answered were refused for what they say; later ones maybe not."""
+            for number, row, why in refused:
+                if number < before:
+                    keep(row, Told("", refused=f"The teacher did not answer: {why}"))
+            refused[:] = [one for one in refused if one[0] >= before]
 
         while running or (missing and failure is None):
             # none waits in the pool: it would still be asked after a failure or Ctrl-C
-            while missing and failure is None and len(running) < max(1, teacher.concurrency):
+            while missing and failure is None and len(refused) < most and len(running) < max(1, teacher.concurrency):
                 row = missing.pop()
-                running[pool.submit(teacher.reason, row)] = row
+                asked += 1
+                running[pool.submit(teacher.reason, row)] = asked, row
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                row = running.pop(future)
+                number, row = running.pop(future)
                 try:
                     told = future.result()
                 except RowRefused as error:
-                    refused.append((row, error))
-                    if len(refused) >= _REFUSES_ALL:
-                        failure = failure or error
-                    continue
+                    refused.append((number, row, error))
                 except TeacherError as error:
                     failure = failure or error
-                    continue
-                keep_refused()
-                keep(row, told)
+                else:
+                    keep_refused(number)
+                    keep(row, told)
+            if not running and len(refused) >= most:
+                failure = failure or TeacherError(
+                    f"{len(refused)} rows were refused in a row: {refused[-1][2]} Or take them out."
+                )
         if found and failure is None:
-            keep_refused()
+            keep_refused(asked + 1)
     if refused:
-        failure = failure or refused[0][1]
+        failure = failure or refused[0][2]
     if failure is not None:
-        answered = sum(key(row) in found for row in rows)
+        answered = sum(key(row) in found and not found[key(row)].refused for row in rows)
         raise TeacherError(
             f"{failure} {answered} of {len(rows)} rows are answered and kept; run the same command again to go on."
         ) from failure

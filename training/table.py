@@ -7,7 +7,7 @@ import json
 import logging
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,9 +182,11 @@ def split(rows: Sequence[SeedRow], share: float, seed: int) -> tuple[list[SeedRo
     return learn, test
 
 
-def check_classes(rows: Sequence[SeedRow], what: str) -> None:
-    """Raises BadInput where a task that has labels lacks one of its two, or has too few of it."""
+def check_classes(rows: Sequence[SeedRow], what: str, tasks: Collection[Task] = tuple(LABELS)) -> None:
+    """Raises BadInput where one of the tasks that has labels lacks one of its two, or has too few of it."""
     for task, words in LABELS.items():
+        if task not in tasks:
+            continue
         counts = Counter(row.labels[task] for row in rows if task in row.labels)
         few = [word for word in words if counts and counts[word] < _LEAST]
         if few:

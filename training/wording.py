@@ -24,17 +24,18 @@ def worded(policy: str, categories: Sequence[str]) -> str:
 
 
 def trained_in(model: Path) -> Wording | None:
-    """What a model directory's manifest, or the `done.json` of the stage that made a checkpoint, says of its wording.
+    """What a model directory's manifest, or the manifest of the stage that made a checkpoint, says of its wording.
 
     None where neither says so: a model that was not made here, or a mean of models of different wordings.
     """
-    if (model / MANIFEST).exists():
-        manifest = open_model(model).manifest
+    if str(model) == "bundled" or (model / MANIFEST).exists():
+        manifest = open_model(str(model)).manifest
         return Wording(manifest.template, manifest.policy)
-    said = model / "done.json"
-    made_by = json.loads(said.read_text(encoding="utf-8"))["made by"] if said.exists() else {}
-    if "wording" in made_by:
-        return Wording(*made_by["wording"])
+    said = model.parent / "begun.json" if model.name.startswith("checkpoint-") else model / "done.json"
+    told = json.loads(said.read_text(encoding="utf-8")) if said.exists() else {"made by": {}}
+    made_by = told["made by"]
+    if "wording" in told:
+        return Wording(*told["wording"])
     if not isinstance(made_by.get("recipe"), dict):
         return None
     return Wording(made_by["recipe"]["sft"]["template"], made_by.get("policy", ""))

@@ -1,4 +1,4 @@
-"""Two processes train the same model as one."""
+"""Two processes train the same model as one, in R-SFT and in HS-DPO."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from guardreasoner_guard.training.annotation import AnnotationTeacher
 from guardreasoner_guard.training.base import load_base
+from guardreasoner_guard.training.mine import Pair
 from guardreasoner_guard.training.recipe import load_recipe
+from guardreasoner_guard.training.rows import write_rows
 from guardreasoner_guard.training.synthesize import synthesize
 
 RECIPE = """
@@ -30,19 +33,38 @@ max_grad_norm = 0.0
 adam_epsilon = 1e-4
 gradient_checkpointing = false
 save_strategy = "no"
+[hsdpo.trainer]
+max_steps = 2
+per_device_train_batch_size = 1
+gradient_accumulation_steps = {accumulation}
+learning_rate = 1e-3
+max_grad_norm = 0.0
+adam_epsilon = 1e-4
+gradient_checkpointing = false
+save_strategy = "no"
 """
 
 
-def test_two_processes_train_the_same_model_as_one(checkpoint: Path, rows: Path, tmp_path: Path) -> None:
-    reasoning = synthesize(load_recipe("tiny"), rows, AnnotationTeacher(), tmp_path / "rows")
+@pytest.mark.parametrize("stage", ["rsft", "hsdpo"])
+def test_two_processes_train_the_same_model_as_one(stage: str, checkpoint: Path, rows: Path, tmp_path: Path) -> None:
+    if stage == "rsft":
+        reasoning = synthesize(load_recipe("tiny"), rows, AnnotationTeacher(), tmp_path / "rows")
+        taught = ["--rows", str(reasoning), "--base", str(checkpoint)]
+    else:
+        pairs = [
+            Pair(id=str(n), task="request", prompt=(f"request {n}\n",), chosen=f"{n} is fine", rejected="it is not " * n,
+                 right=1, wrong=3, weight=0.8 + n / 10) for n in range(8)
+        ]  # fmt: skip
+        write_rows(tmp_path / "pairs.jsonl", pairs)
+        taught = ["--pairs", str(tmp_path / "pairs.jsonl"), "--model", str(checkpoint)]
     for processes in (1, 2):
         recipe = tmp_path / f"{processes}.toml"
         recipe.write_text(RECIPE.format(accumulation=4 // processes))
         run = subprocess.run(
             [
                 sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes),
-                "-m", "guardreasoner_guard", "train", "rsft", "--rows", str(reasoning), "--recipe", str(recipe),
-                "--base", str(checkpoint), "--out", str(tmp_path / str(processes)),
+                "-m", "guardreasoner_guard", "train", stage, *taught, "--recipe", str(recipe),
+                "--out", str(tmp_path / str(processes)),
             ],
             capture_output=True, text=True, timeout=300,
             env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},

@@ -126,7 +126,8 @@ def test_the_policy_of_the_tuned_model_goes_with_it_and_its_template_must_be_the
     tuned = shutil.copytree(checkpoint, tmp_path / "tuned")
     mark_done(tuned / "done.json", {"recipe": recipe.model_dump(mode="json"), "policy": "No gossip."}, {})
     made = hsdpo(recipe, [tmp_path / "pairs.jsonl"], tuned, tmp_path / "out")
-    assert trained_in(made) == ("short/1", "No gossip.")
+    assert trained_in(made) == trained_in(tmp_path / "out" / "checkpoint-2") == ("short/1", "No gossip.")
+    assert trained_in(Path("bundled")) == ("short/2", "")
     other = recipe.model_copy(update={"sft": recipe.sft.model_copy(update={"template": "short/2"})})
     with pytest.raises(BadInput, match="trained in the template short/1, and the recipe asks in short/2"):
         hsdpo(other, [tmp_path / "pairs.jsonl"], tuned, tmp_path / "other")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -28,26 +29,31 @@ def test_a_kill_in_training_and_one_in_sampling_change_nothing(
         writer.writerows((f"How do I steal car {n}?", "harmful") for n in range(10))
     for later in ("_export", "_examine", "write_card"):
         monkeypatch.setattr(school, later, lambda *_: None)
+    recipe = tmp_path / "recipe.toml"
+    tiny = Path(str(resources.files(school.__package__ or "") / "recipes" / "tiny.toml")).read_text()
+    recipe.write_text(tiny.replace("[mine]\nrows = 4", "[mine]\nrows = 16"))  # two batches
 
     def run(out: str) -> None:
         school.train_all(
-            load_recipe("tiny"), str(table), tmp_path / out, AnnotationTeacher(1), base=str(checkpoint)
+            load_recipe(str(recipe)), str(table), tmp_path / out, AnnotationTeacher(1), base=str(checkpoint)
         )  # fmt: skip
 
     run("whole")
     command = [
-        sys.executable, "-m", "guardreasoner_guard", "train", "all", "--data", str(table), "--recipe", "tiny",
+        sys.executable, "-m", "guardreasoner_guard", "train", "all", "--data", str(table), "--recipe", str(recipe),
         "--base", str(checkpoint), "--out", str(tmp_path / "cut"),
     ]  # fmt: skip
-    for sign in ("rsft/checkpoint-3/trainer_state.json", "mined/samples.jsonl"):
+    samples = cut / "mined" / "samples.jsonl"
+    for sign in (cut / "rsft" / "checkpoint-3" / "trainer_state.json", samples):
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            while not (cut / sign).exists():
+            while not (sign.exists() and sign.stat().st_size):
                 assert process.poll() is None
                 time.sleep(0.005)
             process.send_signal(signal.SIGKILL)
-    assert not (cut / "mined" / "mine.json").exists(), "it was killed in the middle"
+    assert samples.read_bytes().count(b"\n") == 1, "it was killed in the middle"
     run("cut")
-    assert (cut / "mined" / "pairs.jsonl").read_bytes() == (whole / "mined" / "pairs.jsonl").read_bytes()
+    for name in ("samples.jsonl", "pairs.jsonl"):
+        assert (cut / "mined" / name).read_bytes() == (whole / "mined" / name).read_bytes()
     stages = [path.parent.name for path in whole.glob("*/model")]
     assert "rsft" in stages
     for stage in stages:

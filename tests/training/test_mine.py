@@ -164,6 +164,12 @@ def test_rows_or_a_model_that_changed_are_not_answered_by_what_was_sampled_befor
         mine(RECIPE, taught, Wavering(), tmp_path / "mined", model="first")
 
 
+def test_a_source_that_is_none_is_named(taught: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="'evn' is no source"):
+        mine(RECIPE, taught, Wavering(), tmp_path / "mined", sources=["evn"])
+    assert mine(RECIPE, taught, Wavering(), tmp_path / "mined", sources=["even"]).exists(), "the name is mended"
+
+
 def test_only_the_named_sources_are_asked_about(taught: Path, tmp_path: Path) -> None:
     path = mine(RECIPE, taught, Wavering(), tmp_path / "mined", sources=["even"])
     assert {p.source for p in read_rows(path, Pair)} == {"even"}

@@ -105,6 +105,24 @@ def test_the_stage_writes_rows_and_rejected_once(rows: Path, tmp_path: Path) -> 
     assert statistics(kept)["s"]["samples"] == 4
 
 
+def test_rows_that_are_added_are_asked_about_and_no_others_again(tmp_path: Path) -> None:
+    class Counting(AnnotationTeacher):  # type: ignore[misc]
+        asked = 0
+
+        def reason(self, row: SeedRow) -> Told:
+            self.asked += 1
+            return super().reason(row)
+
+    teacher = Counting()
+    for count in (3, 8, 8):
+        write_rows(
+            tmp_path / "rows.jsonl", [SeedRow(id=str(n), prompt=f"p{n}", prompt_harm="harmful") for n in range(count)]
+        )
+        path = synthesize(load_recipe("tiny"), tmp_path, teacher, tmp_path / "out")
+        assert len(list(read_rows(path, ReasoningRow))) == count
+    assert teacher.asked == 8
+
+
 def test_labels_the_teacher_decides_are_kept() -> None:
     row = SeedRow(id="1", prompt="p", response="r", response_harm="unharmful")
     kept = reasoned(row, GOOD, ("request", "completion"))

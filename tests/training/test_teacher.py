@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -89,19 +90,33 @@ def test_a_teacher_that_begins_to_refuse_ends_the_run_and_loses_no_row(tmp_path:
     )
 
     class Broke(AnnotationTeacher):  # type: ignore[misc]
-        credit = 20
+        """Answers the first twenty; the last of these is long in coming."""
+
+        concurrency = 2
+
+        def __init__(self, credit: int) -> None:
+            super().__init__()
+            self.credit, self.refused, self.lock, self.late = credit, 0, threading.Lock(), threading.Event()
 
         def reason(self, row: SeedRow) -> Told:
-            self.credit -= 1
-            if self.credit < 0:
+            with self.lock:
+                self.credit -= 1
+                left = self.credit
+                self.refused += left < 0
+                if self.refused == 8:
+                    self.late.set()
+            if left < 0:
                 raise RowRefused("No credit (400).")
+            if left == 0:
+                self.late.wait(60)
             return super().reason(row)
 
-    teacher = Broke()
-    with pytest.raises(TeacherError, match="No credit .* 20 of 90 rows are answered and kept"):
+    teacher = Broke(20)
+    with pytest.raises(TeacherError, match="refused in a row: No credit .* 20 of 90 rows are answered and kept"):
         synthesize(load_recipe("tiny"), tmp_path, teacher, tmp_path / "out")
-    assert teacher.credit == -50, "nothing more is asked"
-    teacher.credit = 10**6
+    assert teacher.refused < 20, "soon nothing more is asked"
+    assert 'refused": "T' not in (tmp_path / "out" / "answers.jsonl").read_text(), "no row is set aside for good"
+    teacher = Broke(10**6)
     path = synthesize(load_recipe("tiny"), tmp_path, teacher, tmp_path / "out")
     assert len(list(read_rows(path, ReasoningRow))) == 90
 
