@@ -31,7 +31,7 @@ def test_a_kill_in_training_and_one_in_sampling_change_nothing(
         monkeypatch.setattr(school, later, lambda *_: None)
     recipe = tmp_path / "recipe.toml"
     tiny = Path(str(resources.files(school.__package__ or "") / "recipes" / "tiny.toml")).read_text()
-    recipe.write_text(tiny.replace("[mine]\nrows = 4", "[mine]\nrows = 16"))  # two batches
+    recipe.write_text(tiny.replace("[mine]\nrows = 4", "[mine]\nrows = 2\nsamples = 17"))  # two batches
 
     def run(out: str) -> None:
         school.train_all(
