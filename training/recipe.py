@@ -143,7 +143,7 @@ def is_done(manifest: Path, made_by: dict[str, Any]) -> bool:
     """
     if not manifest.exists():
         return False
-    if _made_by(manifest) != made_by:
+    if made_by_of(manifest) != made_by:
         raise BadInput(
             f"{manifest.parent} was made by another recipe, base or teacher, or from other rows. Name another folder."
         )
@@ -159,7 +159,7 @@ def begin(folder: Path, manifest: Path, made_by: dict[str, Any]) -> bool:
     if is_done(manifest, made_by):
         return True
     claim = folder / "begun.json"
-    if not (claim.exists() and _made_by(claim) == made_by):
+    if not (claim.exists() and made_by_of(claim) == made_by):
         if any(path != claim and path.stat().st_size for path in folder.glob("*")):
             is_done(claim, made_by)  # else the claim was all it came to: a setting was wrong, and is mended
         folder.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,8 @@ def begin(folder: Path, manifest: Path, made_by: dict[str, Any]) -> bool:
     return False
 
 
-def _made_by(manifest: Path) -> Any:
+def made_by_of(manifest: Path) -> Any:
+    """What a stage's manifest says it was made by."""
     return json.loads(manifest.read_text(encoding="utf-8"))["made by"]
 
 

@@ -27,7 +27,7 @@ from .export import export
 from .fit import freeze
 from .hsdpo import dpo_config, hsdpo
 from .mine import mine
-from .recipe import Recipe, is_done, mark_done
+from .recipe import Recipe, is_done, made_by_of, mark_done
 from .rows import ReasoningRow, SeedRow, fingerprint, read_rows, write_rows
 from .rsft import rsft, sft_config
 from .subject import JudgeSubject
@@ -188,7 +188,7 @@ def _examine(out: Path, stages: Path, reasoning: Reasoning) -> dict[str, Any]:
     """Evaluates the guard on the held-out rows and writes `evaluation-MODE.json` into its directory, once."""
     path, test = out / f"evaluation-{reasoning}.json", stages / "data" / "test.jsonl"
     manifest, made_by = stages / path.name, {"guard": model_id(str(out)), "test": fingerprint(test)}
-    if path.exists() and manifest.exists() and json.loads(manifest.read_text(encoding="utf-8"))["made by"] == made_by:
+    if path.exists() and manifest.exists() and made_by_of(manifest) == made_by:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     rows = [
         BenchmarkRow(id=row.id, benchmark=f"held out, {name}", task=name, prompt=row.prompt, response=row.response,

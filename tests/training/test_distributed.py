@@ -16,32 +16,29 @@ from guardreasoner_guard.training.recipe import load_recipe
 from guardreasoner_guard.training.rows import write_rows
 from guardreasoner_guard.training.synthesize import synthesize
 
-RECIPE = """
+TRAINER = """
+per_device_train_batch_size = 1
+gradient_accumulation_steps = {accumulation}
+learning_rate = 1e-3
+max_grad_norm = 0.0
+adam_epsilon = 1e-4
+gradient_checkpointing = false
+save_strategy = "no"
+"""
+RECIPE = f"""
 name = "distributed"
 [data]
-sources = [{{ file = "rows.jsonl", reasoned = 1.0 }}]
+sources = [{{{{ file = "rows.jsonl", reasoned = 1.0 }}}}]
 [sft]
 base = "given on the command line"
 dtype = "float32"
 train_embeddings = true
 [sft.trainer]
 max_steps = 3
-per_device_train_batch_size = 1
-gradient_accumulation_steps = {accumulation}
-learning_rate = 1e-3
-max_grad_norm = 0.0
-adam_epsilon = 1e-4
-gradient_checkpointing = false
-save_strategy = "no"
+{TRAINER}
 [hsdpo.trainer]
 max_steps = 2
-per_device_train_batch_size = 1
-gradient_accumulation_steps = {accumulation}
-learning_rate = 1e-3
-max_grad_norm = 0.0
-adam_epsilon = 1e-4
-gradient_checkpointing = false
-save_strategy = "no"
+{TRAINER}
 """
 
 
